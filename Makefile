@@ -1,0 +1,52 @@
+# `make demo` and `make test` need Python >= 3.11 and nothing else: they set up .venv from the locked, hashed packages.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.requirements-dev.lock
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint types contracts check generate bench e2e lock clean
+
+help: ## this list
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## create .venv with the locked packages and the project itself
+
+$(STAMP): requirements-dev.lock pyproject.toml scripts/setup
+	@PYTHON=$(PYTHON) VENV=$(VENV) scripts/setup
+	@cp requirements-dev.lock $@
+
+demo: $(STAMP) ## render examples/, replay recorded traffic, show who gets what
+	@$(BIN)/audit-operator demo
+
+test: $(STAMP) ## the fast tests: all of tests/
+	$(BIN)/pytest -n auto -q
+
+lint: $(STAMP) ## ruff, format included
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP) ## strict mypy
+	$(BIN)/mypy
+
+contracts: $(STAMP) ## imports go down only
+	$(BIN)/lint-imports
+
+check: lint types contracts test ## everything CI runs
+
+generate: $(STAMP) ## write what is generated from the models: crds/, docs/reference.md
+	$(BIN)/audit-operator crds -o crds
+	$(BIN)/audit-operator crds --reference -o docs/reference.md
+
+bench: $(STAMP) ## the tables of docs/benchmarks.md
+	$(BIN)/python -m bench
+
+e2e: $(STAMP) ## against a real API server (e2e/README.md says how one is found)
+	$(BIN)/pytest e2e -q
+
+lock: ## pin versions and hashes (needs uv)
+	uv pip compile -q --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 pyproject.toml -o requirements.lock
+	uv pip compile -q --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 --extra dev pyproject.toml requirements-build.in -o requirements-dev.lock
+
+clean: ## remove .venv and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
