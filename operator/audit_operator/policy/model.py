@@ -67,7 +67,7 @@ class LabelSelector(msgspec.Struct, frozen=True):
 
 
 class GroupResources(msgspec.Struct, frozen=True):
-    """One entry of a rule's ``resources``. Empty ``resources``: everything in the group. Group ``""`` is core, ``*`` any."""
+    """One entry of a rule's ``resources``. No ``resources``: all of the group. Group ``""`` is core, ``*`` any."""
 
     group: str = ""
     resources: tuple[str, ...] = ()
@@ -77,8 +77,9 @@ class GroupResources(msgspec.Struct, frozen=True):
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
     """One PolicyRule. ``omit_managed_fields`` None inherits the policy's.
 
-    ``namespace_selector`` is ours: the rule matches only where it selects the request's namespace (and `namespaces`, if given, holds too).
-    ``origin`` says where a person finds the rule (``spec.rules[3]``, ``preset CIS rules[0]``); it carries no meaning.
+    ``namespace_selector`` is ours: the rule matches only where it selects the request's namespace (and ``namespaces``,
+    if given, holds too). ``origin`` says where a person finds the rule (``spec.rules[3]``, ``preset CIS rules[0]``);
+    it carries no meaning.
     """
 
     level: Level
@@ -105,8 +106,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A request as the API server's audit policy sees it: after authentication, before impersonation and authorization.
 
-    ``user`` None: authentication failed, no rule with users or userGroups matches. ``name`` is the one in the URL (or in
-    fieldSelector metadata.name), so it is empty on create and deletecollection. ``path`` is set for non-resource requests.
+    ``user`` None: authentication failed, no rule with users or userGroups matches. ``name`` is the one in the URL (or
+    in fieldSelector metadata.name), so it is empty on create and deletecollection. ``path``: non-resource requests.
     """
 
     user: str | None
