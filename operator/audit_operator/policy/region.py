@@ -1,0 +1,401 @@
+"""Which requests can a rule match? Regions of the space of requests: intersect, cover, and an index over many of them.
+
+A region is a rule without its outcome. Every question is answered on the safe side: ``intersect`` never loses a
+request, ``covers`` is never claimed wrongly. Both are exact but for two lists of userGroups that only overlap (a
+request has many groups, so "in A and in B" is no list of groups).
+"""
+
+import enum
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from itertools import product
+from typing import Final, Self, TypeVar
+
+import msgspec
+
+from audit_operator.policy.model import GroupResources, Rule
+
+
+T = TypeVar("T", bound=Hashable)
+
+
+class Scope(enum.IntFlag):
+    """Which kind of request: one rule field decides it, see `Region.of`."""
+
+    RESOURCE = 1
+    NON_RESOURCE = 2
+    BOTH = 3
+
+
+class Atom(msgspec.Struct, frozen=True, order=True):
+    """One pattern of resources: None matches any value; subresource ``""`` is the bare resource.
+
+    ``pods`` is ``Atom(group, "pods", "")``, ``pods/*`` leaves the subresource open, ``*/scale`` the resource.
+    """
+
+    group: str | None
+    resource: str | None
+    subresource: str | None
+    name: str | None = None
+
+    def __and__(self, other: Self) -> Self | None:
+        """The pattern of what both match, None if there is nothing."""
+        fields = []
+        for mine, theirs in zip(_fields(self), _fields(other), strict=True):
+            if mine is not None and theirs is not None and mine != theirs:
+                return None
+            fields.append(theirs if mine is None else mine)
+        return type(self)(*fields)
+
+    def covers(self, other: Self) -> bool:
+        """Whether everything that the other pattern matches is matched by this one."""
+        return all(mine in (None, theirs) for mine, theirs in zip(_fields(self), _fields(other), strict=True))
+
+
+def _fields(atom: Atom) -> tuple[str | None, str | None, str | None, str | None]:
+    return atom.group, atom.resource, atom.subresource, atom.name
+
+
+Values = frozenset[str] | None
+"""A set of exact values; None is any value."""
+
+
+class Region(msgspec.Struct, frozen=True):
+    """The requests that a rule can match. None in a field: any value."""
+
+    scope: Scope = Scope.BOTH
+    users: Values = None
+    user_groups: Values = None
+    verbs: Values = None
+    namespaces: Values = None
+    atoms: frozenset[Atom] | None = None
+    paths: Values = None
+
+    @classmethod
+    def of(cls, rule: Rule) -> Self:
+        """The rule's region. A namespaceSelector counts as every namespace: labels come and go."""
+        if rule.namespaces or rule.resources or rule.namespace_selector is not None:
+            scope = Scope.RESOURCE
+        elif rule.non_resource_urls:
+            scope = Scope.NON_RESOURCE
+        else:
+            scope = Scope.BOTH
+        return cls(
+            scope=scope,
+            users=_values(rule.users),
+            user_groups=_values(rule.user_groups),
+            verbs=_values(rule.verbs),
+            namespaces=_values(rule.namespaces),
+            atoms=frozenset(_reduced(_atoms(rule.resources), Atom.covers)) if rule.resources else None,
+            paths=frozenset(_reduced(rule.non_resource_urls, path_covers))
+            if scope is Scope.NON_RESOURCE and "*" not in rule.non_resource_urls
+            else None,
+        )
+
+    def __and__(self, other: Self) -> Self | None:
+        """A region inside this one that holds all the requests of both, or None if there are none."""
+        scope = self.scope & other.scope
+        if not scope:
+            return None
+        users = _both(self.users, other.users)
+        verbs = _both(self.verbs, other.verbs)
+        namespaces = _both(self.namespaces, other.namespaces)
+        if _nothing(users) or _nothing(verbs) or _nothing(namespaces):
+            return None
+        atoms = self.atoms if other.atoms is None else other.atoms
+        if self.atoms is not None and other.atoms is not None:
+            pairs = (mine & theirs for mine, theirs in product(self.atoms, other.atoms))
+            atoms = frozenset(_reduced((atom for atom in pairs if atom is not None), Atom.covers))
+        paths = self.paths if other.paths is None else other.paths
+        if self.paths is not None and other.paths is not None:
+            pairs_of_paths = (_path_and(mine, theirs) for mine, theirs in product(self.paths, other.paths))
+            paths = frozenset(_reduced((path for path in pairs_of_paths if path is not None), path_covers))
+        if _nothing(atoms) or _nothing(paths):
+            return None
+        return type(self)(
+            scope=scope,
+            users=users,
+            user_groups=_both_groups(self.user_groups, other.user_groups),
+            verbs=verbs,
+            namespaces=namespaces,
+            atoms=atoms,
+            paths=paths,
+        )
+
+    def covers(self, other: Self) -> bool:
+        """Whether every request of the other region is in this one."""
+        return (
+            (self.scope | other.scope) == self.scope
+            and _superset(self.users, other.users)
+            and _superset(self.user_groups, other.user_groups)
+            and _superset(self.verbs, other.verbs)
+            and _superset(self.namespaces, other.namespaces)
+            and _all_covered(self.atoms, other.atoms, Atom.covers)
+            and _all_covered(self.paths, other.paths, path_covers)
+        )
+
+
+def path_covers(spec: str, other: str) -> bool:
+    """Whether nonResourceURL ``spec`` matches everything that ``other`` matches."""
+    if spec == "*":
+        return True
+    if spec.endswith("*"):
+        return other != "*" and other.rstrip("*").startswith(spec.rstrip("*"))
+    return spec == other
+
+
+def _path_and(spec: str, other: str) -> str | None:
+    """Two patterns of paths are nested or disjoint."""
+    if path_covers(spec, other):
+        return other
+    return spec if path_covers(other, spec) else None
+
+
+def _nothing(values: frozenset[T] | None) -> bool:
+    return values is not None and not values
+
+
+def _values(values: Sequence[str]) -> Values:
+    return frozenset(values) if values else None
+
+
+def _both(mine: Values, theirs: Values) -> Values:
+    if mine is None or theirs is None:
+        return theirs if mine is None else mine
+    return mine & theirs
+
+
+def _both_groups(mine: Values, theirs: Values) -> Values:
+    """Lists that only overlap give the shorter one, the first by name if equal: the order of inputs must not show."""
+    if mine is None or theirs is None:
+        return theirs if mine is None else mine
+    if mine <= theirs or theirs <= mine:
+        return mine & theirs
+    return min(mine, theirs, key=lambda groups: (len(groups), sorted(groups)))
+
+
+def _superset(mine: Values, theirs: Values) -> bool:
+    return mine is None or (theirs is not None and mine >= theirs)
+
+
+def _all_covered(mine: frozenset[T] | None, theirs: frozenset[T] | None, covers: Callable[[T, T], bool]) -> bool:
+    if mine is None or theirs is None:
+        return mine is None
+    return mine >= theirs or all(any(covers(big, small) for big in mine) for small in theirs)
+
+
+def _reduced(patterns: Iterable[T], covers: Callable[[T, T], bool]) -> list[T]:
+    """Without the patterns that another one covers: equal regions get equal values."""
+    distinct = list(dict.fromkeys(patterns))
+    return [one for one in distinct if not any(other != one and covers(other, one) for other in distinct)]
+
+
+def _atoms(entries: Iterable[GroupResources]) -> Iterator[Atom]:
+    for entry in entries:
+        group = None if entry.group == "*" else entry.group
+        for item in entry.resources or ("*",):
+            for resource, subresource in _item(item):
+                for name in entry.resource_names or (None,):
+                    yield Atom(group, resource, subresource, name)
+
+
+def _item(item: str) -> list[tuple[str | None, str | None]]:
+    """The patterns of one string, exactly as `evaluate.item_matches` reads it."""
+    if item == "*":
+        return [(None, None)]
+    patterns: list[tuple[str | None, str | None]] = []
+    resource, _, subresource = item.partition("/")
+    if subresource and resource == "*":
+        patterns.append((None, subresource))
+    if item.endswith("/*"):
+        patterns.append((item[:-2], None))
+    if not patterns:
+        patterns.append((resource, subresource) if subresource else (item, ""))
+    return patterns
+
+
+def entries(atoms: frozenset[Atom]) -> tuple[GroupResources, ...]:
+    """Atoms as ``resources`` of a rule: few entries, sorted."""
+    items: dict[tuple[str, str], set[str | None]] = {}
+    for atom in atoms:
+        group = "*" if atom.group is None else atom.group
+        items.setdefault((group, _text(atom)), set()).add(atom.name)
+    shared: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (group, item), names in items.items():
+        key = () if None in names else tuple(sorted(name for name in names if name is not None))
+        shared.setdefault((group, key), []).append(item)
+    return tuple(GroupResources(group, tuple(sorted(texts)), names) for (group, names), texts in sorted(shared.items()))
+
+
+def _text(atom: Atom) -> str:
+    if atom.resource is None:
+        return "*" if atom.subresource is None else f"*/{atom.subresource}"
+    if atom.subresource is None:
+        return f"{atom.resource}/*"
+    return f"{atom.resource}/{atom.subresource}" if atom.subresource else atom.resource
+
+
+class RegionIndex:
+    """Many regions at once: one question, answered for all of them as the bits of an integer.
+
+    Args:
+        regions: region i is bit i of every answer.
+
+    """
+
+    def __init__(self, regions: Sequence[Region]) -> None:
+        self._all = (1 << len(regions)) - 1
+        self._scopes = {
+            scope: (
+                _mask(i for i, region in enumerate(regions) if region.scope & scope),
+                _mask(i for i, region in enumerate(regions) if region.scope & scope == scope),
+            )
+            for scope in (Scope.RESOURCE, Scope.NON_RESOURCE, Scope.BOTH)
+        }
+        self._users = _ValueIndex([region.users for region in regions])
+        self._user_groups = _ValueIndex([region.user_groups for region in regions])
+        self._verbs = _ValueIndex([region.verbs for region in regions])
+        self._namespaces = _ValueIndex([region.namespaces for region in regions])
+        self._atoms = _AtomIndex([region.atoms for region in regions])
+        self._paths = _PathIndex([region.paths for region in regions])
+
+    def relations(self, region: Region) -> tuple[int, int]:
+        """(regions that share a request with this one, regions that cover it); the second is a subset of the first.
+
+        Sharing is judged field by field, so a region may be named that shares nothing only where userGroups overlap.
+        """
+        meets, covers = self._scopes[region.scope]
+        for meet, cover in (
+            self._users.relations(region.users),
+            self._user_groups.relations_of_groups(region.user_groups),
+            self._verbs.relations(region.verbs),
+            self._namespaces.relations(region.namespaces),
+        ):
+            meets &= meet
+            covers &= cover
+        if not meets:
+            return 0, 0
+        resource_meets, resource_covers = self._atoms.relations(region.atoms)
+        path_meets, path_covers = self._paths.relations(region.paths)
+        if region.scope is Scope.RESOURCE:
+            meets &= resource_meets
+        elif region.scope is Scope.NON_RESOURCE:
+            meets &= path_meets
+        return meets, covers & resource_covers & path_covers
+
+
+def _mask(indices: Iterable[int]) -> int:
+    """The integer with these bits set; linear in its length, unlike setting them one by one."""
+    positions = list(indices)
+    if not positions:
+        return 0
+    buffer = bytearray(max(positions) // 8 + 1)
+    for position in positions:
+        buffer[position >> 3] |= 1 << (position & 7)
+    return int.from_bytes(buffer, "little")
+
+
+class _ValueIndex:
+    """A field of exact values over all regions."""
+
+    def __init__(self, fields: Sequence[Values]) -> None:
+        self._all = (1 << len(fields)) - 1
+        self._any = _mask(i for i, values in enumerate(fields) if values is None)
+        named: dict[str, list[int]] = {}
+        for i, values in enumerate(fields):
+            for value in values or ():
+                named.setdefault(value, []).append(i)
+        self._named = {value: _mask(positions) for value, positions in named.items()}
+        self._memo: dict[frozenset[str], tuple[int, int]] = {}
+
+    def relations(self, values: Values) -> tuple[int, int]:
+        if values is None:
+            return self._all, self._any
+        if values not in self._memo:
+            meets, covers = 0, self._all
+            for value in values:
+                mask = self._named.get(value, 0)
+                meets |= mask
+                covers &= mask
+            self._memo[values] = meets | self._any, covers | self._any
+        return self._memo[values]
+
+    def relations_of_groups(self, groups: Values) -> tuple[int, int]:
+        """Any two lists of groups meet: a user can be in both."""
+        return self._all, self.relations(groups)[1]
+
+
+_Token = object
+_ALL: Final = object()
+
+
+class _AtomIndex:
+    """The resources over all regions. Buckets by every mix of exact fields and "whatever it is there"."""
+
+    def __init__(self, fields: Sequence[frozenset[Atom] | None]) -> None:
+        self._all = (1 << len(fields)) - 1
+        self._any = _mask(i for i, atoms in enumerate(fields) if atoms is None)
+        self._positions: dict[Atom, list[int]] = {}
+        for i, atoms in enumerate(fields):
+            for atom in atoms or ():
+                self._positions.setdefault(atom, []).append(i)
+        self._buckets: dict[tuple[_Token, ...], list[Atom]] = {}
+        for atom in self._positions:
+            for tokens in product(*(((value, 0), (value, 1)) for value in _fields(atom))):
+                key = tuple(_ALL if wide else value for value, wide in tokens)
+                self._buckets.setdefault(key, []).append(atom)
+        self._memo: dict[frozenset[Atom], tuple[int, int]] = {}
+        self._atom_memo: dict[Atom, tuple[int, int]] = {}
+
+    def relations(self, atoms: frozenset[Atom] | None) -> tuple[int, int]:
+        if atoms is None:
+            return self._all, self._any
+        if atoms not in self._memo:
+            meets, covers = 0, self._all
+            for atom in atoms:
+                meet, cover = self._relations_of_atom(atom)
+                meets |= meet
+                covers &= cover
+            self._memo[atoms] = meets | self._any, covers | self._any
+        return self._memo[atoms]
+
+    def _relations_of_atom(self, atom: Atom) -> tuple[int, int]:
+        if atom not in self._atom_memo:
+            meeting = [(_ALL,) if value is None else (value, None) for value in _fields(atom)]
+            covering = [(None,) if value is None else (value, None) for value in _fields(atom)]
+            self._atom_memo[atom] = self._lookup(meeting), self._lookup(covering)
+        return self._atom_memo[atom]
+
+    def _lookup(self, tokens: Sequence[tuple[_Token, ...]]) -> int:
+        atoms = (atom for key in product(*tokens) for atom in self._buckets.get(key, ()))
+        return _mask(position for atom in atoms for position in self._positions[atom])
+
+
+class _PathIndex:
+    """The nonResourceURLs over all regions: few distinct ones, compared one by one and remembered."""
+
+    def __init__(self, fields: Sequence[Values]) -> None:
+        self._all = (1 << len(fields)) - 1
+        self._any = _mask(i for i, paths in enumerate(fields) if paths is None)
+        positions: dict[str, list[int]] = {}
+        for i, paths in enumerate(fields):
+            for path in paths or ():
+                positions.setdefault(path, []).append(i)
+        self._masks = {path: _mask(where) for path, where in positions.items()}
+        self._memo: dict[frozenset[str], tuple[int, int]] = {}
+
+    def relations(self, paths: Values) -> tuple[int, int]:
+        if paths is None:
+            return self._all, self._any
+        if paths not in self._memo:
+            meets, covers = 0, self._all
+            for path in paths:
+                covered_by = 0
+                for spec, mask in self._masks.items():
+                    if path_covers(spec, path):
+                        covered_by |= mask
+                    elif path_covers(path, spec):
+                        meets |= mask
+                meets |= covered_by
+                covers &= covered_by
+            self._memo[paths] = meets | self._any, covers | self._any
+        return self._memo[paths]
