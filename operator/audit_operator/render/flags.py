@@ -1,0 +1,254 @@
+"""The API server's audit flags: each one's value, what it would be without us, and why it is set.
+
+Facts of this module: docs/flags.md.
+"""
+
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+from audit_operator.policy.model import Level, Policy, Stage
+from audit_operator.resources.meta import quantity, seconds
+
+if TYPE_CHECKING:
+    from audit_operator.resources.auditbackend import AuditBackendSpec, Truncate
+
+NODE_DIRECTORY: Final = "/etc/kubernetes/audit"
+"""Where a control-plane node keeps what the flags name; mounted read-only into the API server's static pod."""
+POLICY_FILE: Final = f"{NODE_DIRECTORY}/policy.yaml"
+KUBECONFIG_FILE: Final = f"{NODE_DIRECTORY}/webhook.kubeconfig"
+
+Version = tuple[int, int]
+
+LOG_DEFAULTS_CHANGED: Final = (1, 36)
+
+UNTRUNCATED_BODY_LIMIT: Final = 256 * 2**20
+"""What the receiver takes in one POST when truncation is off and nothing bounds it: a choice, see docs/flags.md."""
+
+_MIB: Final = 2**20
+_ENVELOPE: Final = 128  # {"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":[]} and room to spare
+_BODIES_IN_MEMORY: Final = 4
+_SLOW: Final = 100  # events a second and API server
+
+
+class Flag(NamedTuple):
+    """One command-line flag. ``default``: the value it has in this server version when it is not given."""
+
+    name: str
+    value: str
+    default: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"--{self.name}={self.value}"
+
+
+class Problem(NamedTuple):
+    """Something to change. An error keeps everything from being rendered, a warning does not."""
+
+    severity: Literal["error", "warning"]
+    field: str
+    value: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.value}: {self.message}"
+
+
+class Flags(NamedTuple):
+    """The flags of one server version and what follows from them.
+
+    ``body_limit``: bytes of the largest POST that an API server can send, rounded up to MiB, so what the receiver must
+    take; None without webhook. ``events_per_second``: the most that one API server delivers, None for no limit.
+    """
+
+    flags: tuple[Flag, ...]
+    body_limit: int | None
+    events_per_second: int | None
+    problems: tuple[Problem, ...]
+
+    @property
+    def errors(self) -> tuple[Problem, ...]:
+        """The problems that keep everything from being rendered."""
+        return tuple(problem for problem in self.problems if problem.severity == "error")
+
+
+def flags(spec: "AuditBackendSpec", policy: Policy, server: Version) -> Flags:
+    """The flags with which an API server of version ``server`` does what ``spec`` says; ``policy`` is its policy file."""
+    webhook = spec.webhook.enabled
+    return Flags(
+        flags=(
+            Flag(
+                "audit-policy-file", POLICY_FILE, "", "without a policy no backend gets an event, and nothing says so"
+            ),
+            *(_log_flags(spec, server) if spec.log.enabled else ()),
+            *(_webhook_flags(spec) if webhook else ()),
+        ),
+        body_limit=_body_limit(spec) if webhook else None,
+        events_per_second=_events_per_second(spec) if webhook else None,
+        problems=(
+            *(_log_problems(spec) if spec.log.enabled else ()),
+            *(_webhook_problems(spec, policy) if webhook else ()),
+        ),
+    )
+
+
+def log_directory(path: str) -> str | None:
+    """The folder to mount for ``--audit-log-path``; None for standard output."""
+    return None if path == "-" else path.rpartition("/")[0]
+
+
+# --- log backend -----------------------------------------------------------------------------------------------------
+
+
+def _log_flags(spec: "AuditBackendSpec", server: Version) -> list[Flag]:
+    log = spec.log
+    result = [Flag("audit-log-path", log.path, "", "turns the log backend on")]
+    if log.path != "-":
+        new = server >= LOG_DEFAULTS_CHANGED
+        why = "always given, because Kubernetes 1.36 changed the default"
+        result += [
+            Flag("audit-log-maxage", str(log.max_age), "366" if new else "0", f"days; {why}"),
+            Flag("audit-log-maxbackup", str(log.max_backups), "100" if new else "0", f"files; {why}"),
+            # The number is the same in both, its neighbour 0 is not: no rotation from 1.36, 100 before.
+            Flag("audit-log-maxsize", str(log.max_size), "100", "megabytes; always given, it bounds the node's disk"),
+        ]
+        if log.compress:
+            result.append(Flag("audit-log-compress", "true", "false", "closed files take less of the node's disk"))
+    if log.format != "json":
+        result.append(Flag("audit-log-format", log.format, "json", "as spec.log.format says"))
+    if log.mode != "blocking":
+        result.append(Flag("audit-log-mode", log.mode, "blocking", "as spec.log.mode says"))
+    return result + _truncate_flags("log", log.truncate)
+
+
+def _truncate_flags(backend: str, truncate: "Truncate") -> list[Flag]:
+    if not truncate.enabled:
+        return []
+    result = [
+        Flag(f"audit-{backend}-truncate-enabled", "true", "false", "an event above the limit loses its bodies"),
+        Flag(
+            f"audit-{backend}-truncate-max-event-size",
+            str(truncate.max_event_size),
+            "102400",
+            "bytes; the receiver's body limit stands on it" if backend == "webhook" else "bytes of one event",
+        ),
+    ]
+    if truncate.max_batch_size != 10485760:
+        why = "bytes; never below max-event-size, or the server stops"
+        result.append(Flag(f"audit-{backend}-truncate-max-batch-size", str(truncate.max_batch_size), "10485760", why))
+    return result
+
+
+def _log_problems(spec: "AuditBackendSpec") -> list[Problem]:
+    path = spec.log.path
+    directory = log_directory(path)
+    if directory is None:
+        return []
+    if directory == "":
+        message = (
+            "the folder is mounted into the API server and cannot be the node's root: give the file its own folder"
+        )
+        return [Problem("error", "spec.log.path", path, message)]
+    if f"{directory}/".startswith(f"{NODE_DIRECTORY}/"):
+        message = f"{NODE_DIRECTORY} is mounted read-only, for policy and certificates: write logs to another folder"
+        return [Problem("error", "spec.log.path", path, message)]
+    if ".." in path.split("/") or "." in path.split("/"):
+        return [Problem("error", "spec.log.path", path, "write the path without . and ..")]
+    return []
+
+
+# --- webhook backend -------------------------------------------------------------------------------------------------
+
+
+def _webhook_flags(spec: "AuditBackendSpec") -> list[Flag]:
+    webhook = spec.webhook
+    result = [Flag("audit-webhook-config-file", KUBECONFIG_FILE, "", "turns the webhook backend on")]
+    if webhook.mode != "batch":
+        result.append(Flag("audit-webhook-mode", webhook.mode, "batch", "as spec.webhook.mode says"))
+    else:
+        batch, throttle = webhook.batch, webhook.batch.throttle
+        size = "events in a POST; always given, the receiver's body limit stands on it"
+        result.append(Flag("audit-webhook-batch-max-size", str(batch.max_size), "400", size))
+        result += [
+            Flag(f"audit-webhook-batch-{name}", value, default, f"as spec.webhook.batch.{field} says")
+            for name, value, default, field in (
+                ("buffer-size", str(batch.buffer_size), "10000", "bufferSize"),
+                ("max-wait", batch.max_wait, "30s", "maxWait"),
+                ("throttle-enable", str(throttle.enabled).lower(), "true", "throttle.enabled"),
+                ("throttle-qps", str(throttle.qps), "10", "throttle.qps"),
+                ("throttle-burst", str(throttle.burst), "15", "throttle.burst"),
+            )
+            if not _same(value, default) and (throttle.enabled or name not in ("throttle-qps", "throttle-burst"))
+        ]
+    if not _same(webhook.initial_backoff, "10s"):
+        why = "the first of four growing waits between five attempts, after which a batch is lost"
+        result.append(Flag("audit-webhook-initial-backoff", webhook.initial_backoff, "10s", why))
+    return result + _truncate_flags("webhook", webhook.truncate)
+
+
+def _same(value: str, default: str) -> bool:
+    return value == default or (default.endswith("s") and seconds(value) == seconds(default))
+
+
+def _events_in_post(spec: "AuditBackendSpec") -> int:
+    """In the blocking modes a request waits for its own event, which travels alone."""
+    return spec.webhook.batch.max_size if spec.webhook.mode == "batch" else 1
+
+
+def _body_limit(spec: "AuditBackendSpec") -> int:
+    truncate = spec.webhook.truncate
+    if not truncate.enabled:
+        return UNTRUNCATED_BODY_LIMIT
+    # The server measures an event with its own kind and apiVersion, which items do not carry; a comma follows each.
+    largest = _events_in_post(spec) * (truncate.max_event_size + 1) + _ENVELOPE
+    return -(-largest // _MIB) * _MIB
+
+
+def _events_per_second(spec: "AuditBackendSpec") -> int | None:
+    batch = spec.webhook.batch
+    if spec.webhook.mode != "batch" or not batch.throttle.enabled:
+        return None
+    return batch.throttle.qps * batch.max_size
+
+
+def _webhook_problems(spec: "AuditBackendSpec", policy: Policy) -> list[Problem]:
+    webhook, batch = spec.webhook, spec.webhook.batch
+    problems = []
+    limit = _body_limit(spec)
+    if not webhook.truncate.enabled:
+        message = (
+            f"nothing bounds what an API server sends in one POST; the receiver takes {limit // _MIB} MiB, and a "
+            "larger batch is lost whole after five attempts: turn truncation on, or lower spec.webhook.batch.maxSize"
+        )
+        problems.append(Problem("warning", "spec.webhook.truncate.enabled", "false", message))
+    memory = spec.receiver.resources.limits.get("memory")
+    if memory is not None and quantity(memory) < _BODIES_IN_MEMORY * limit:
+        message = (
+            f"the largest POST has {limit // _MIB} MiB, and a receiver needs room for {_BODIES_IN_MEMORY} of them: "
+            f"allow {_BODIES_IN_MEMORY * limit // _MIB}Mi, or lower spec.webhook.batch.maxSize or "
+            "spec.webhook.truncate.maxEventSize"
+        )
+        problems.append(Problem("warning", "spec.receiver.resources.limits.memory", memory, message))
+    ceiling = _events_per_second(spec)
+    if ceiling is not None and ceiling < _SLOW:
+        message = (
+            f"with batches of {batch.max_size} one API server delivers at most {ceiling} events a second; what comes "
+            f"above that fills the buffer of {batch.buffer_size} and is lost: raise throttle.qps or batch.maxSize"
+        )
+        problems.append(Problem("warning", "spec.webhook.batch.throttle.qps", str(batch.throttle.qps), message))
+    if webhook.mode != "batch" and batch != type(batch)():
+        message = "batch has no effect in the blocking modes: leave it out, or write mode batch"
+        problems.append(Problem("warning", "spec.webhook.mode", webhook.mode, message))
+    if webhook.mode == "blocking-strict" and not _records_request_received(policy):
+        message = (
+            "does what blocking does, because the API servers' policy omits stage RequestReceived, the only one at "
+            "which requests fail: let one AuditPolicy record that stage, or write blocking"
+        )
+        problems.append(Problem("warning", "spec.webhook.mode", webhook.mode, message))
+    return problems
+
+
+def _records_request_received(policy: Policy) -> bool:
+    return any(
+        rule.level > Level.NONE and Stage.REQUEST_RECEIVED not in policy.omit_stages | rule.omit_stages
+        for rule in policy.rules
+    )
