@@ -1,0 +1,334 @@
+"""What docs/presets.md promises of each preset."""
+
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from audit_operator.policy.evaluate import Evaluator
+from audit_operator.policy.model import Level, Policy, Request, Rule, Stage
+from audit_operator.policy.presets import NAMES, preset, text
+from audit_operator.resources.auditpolicy import Preset
+
+EVALUATORS = {name: Evaluator(preset(name)) for name in NAMES}
+WRITES = ("create", "update", "patch", "delete", "deletecollection")
+READS = ("get", "list", "watch")
+
+
+def level(name: str, request: Request) -> Level:
+    return EVALUATORS[name].decide(request).level
+
+
+# --- the table of requests -------------------------------------------------------------------------------------------
+
+
+def _request(wire: dict[str, Any]) -> Request:
+    return Request(
+        user=wire.get("user"),
+        groups=tuple(wire.get("groups", ())),
+        verb=wire["verb"],
+        is_resource="path" not in wire,
+        namespace=wire.get("namespace", ""),
+        api_group=wire.get("apiGroup", ""),
+        resource=wire.get("resource", ""),
+        subresource=wire.get("subresource", ""),
+        name=wire.get("name", ""),
+        path=wire.get("path", ""),
+    )
+
+
+TABLE = yaml.safe_load((Path(__file__).parents[1] / "data/presets/requests.yaml").read_text(encoding="utf-8"))
+ROWS = [pytest.param(_request(row["request"]), row["levels"], id=row["name"]) for row in TABLE["rows"]]
+
+
+@pytest.mark.parametrize(("request_", "levels"), ROWS)
+def test_each_preset_records_a_request_at_the_level_the_table_says(request_: Request, levels: list[str]) -> None:
+    columns = TABLE["columns"]
+    assert {name: str(level(name, request_)) for name in columns} == dict(zip(columns, levels, strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_rule_decides_a_row_of_the_table(name: str) -> None:
+    deciding = {EVALUATORS[name].decide(_request(row["request"])).rule for row in TABLE["rows"]}
+    assert sorted(deciding) == list(range(len(preset(name).rules)))
+
+
+# --- as policies -----------------------------------------------------------------------------------------------------
+
+
+def test_presets_are_those_that_a_resource_may_name() -> None:
+    assert get_args(Preset) == NAMES
+    with pytest.raises(KeyError, match="no preset 'cis'; there are Metadata, CIS"):
+        preset("cis")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_origins_lead_to_the_rule_in_the_file(name: str) -> None:
+    for index, (rule, wire) in enumerate(zip(preset(name).rules, yaml.safe_load(text(name))["rules"], strict=True)):
+        assert rule.origin == f"preset {name} rules[{index}]"
+        assert str(rule.level) == wire["level"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rules_mean_the_same_after_another_policys_rules(name: str) -> None:
+    request = Request(
+        user="alice", groups=("system:authenticated",), verb="patch", api_group="apps", resource="deployments"
+    )
+    own = Rule(level=Level.NONE, users=("somebody else",))
+    appended = Evaluator(Policy(rules=(own, *preset(name).rules))).decide(request)
+    alone = EVALUATORS[name].decide(request)
+    assert appended.level == alone.level
+    assert appended.omit_stages == alone.omit_stages == {Stage.REQUEST_RECEIVED}
+    assert appended.omit_managed_fields is alone.omit_managed_fields is True
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_file_says_what_it_is_for_what_it_leaves_out_and_what_it_costs(name: str) -> None:
+    header = text(name).split("apiVersion:")[0]
+    assert header.startswith(f"# Preset {name}: ")
+    for promise in ("# For: ", "# Not recorded: ", "# Cost: "):
+        assert promise in header
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_rule_needs_the_any_group_of_1_36(name: str) -> None:
+    assert all(entry.group != "*" for rule in preset(name).rules for entry in rule.resources)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_minimal_uses_level_minimal(name: str) -> None:
+    assert any(rule.level is Level.MINIMAL for rule in preset(name).rules) == (name == "Minimal")
+
+
+def _noise(name: str) -> list[tuple[Any, ...]]:
+    return [
+        (rule.users, rule.user_groups, rule.verbs, rule.namespaces, rule.resources, rule.non_resource_urls)
+        for rule in preset(name).rules
+        if rule.level is Level.NONE
+    ]
+
+
+def test_cis_and_forensic_drop_the_same_noise() -> None:
+    assert _noise("CIS") == _noise("Forensic")
+
+
+def test_metadata_write_bodies_and_all_bodies_drop_nothing() -> None:
+    assert not any(_noise(name) for name in ("Metadata", "WriteBodies", "AllBodies"))
+
+
+# --- on any request --------------------------------------------------------------------------------------------------
+
+COMPONENTS = (
+    "system:apiserver",
+    "system:kube-scheduler",
+    "system:kube-controller-manager",
+    "system:kube-proxy",
+    "system:node:worker-1",
+    "system:serviceaccount:kube-system:kube-proxy",
+    "system:serviceaccount:kube-system:coredns",
+    "system:serviceaccount:kube-system:endpointslice-controller",
+)
+PEOPLE = ("alice", "kubernetes-admin", "system:serviceaccount:team-a:deployer")
+CREDENTIALS = (
+    ("", "secrets", ""),
+    ("", "configmaps", ""),
+    ("", "serviceaccounts", "token"),
+    ("authentication.k8s.io", "tokenreviews", ""),
+    ("certificates.k8s.io", "certificatesigningrequests", ""),
+    ("certificates.k8s.io", "certificatesigningrequests", "approval"),
+    ("certificates.k8s.io", "certificatesigningrequests", "status"),
+)
+WAYS_IN = (
+    ("", "pods", "exec"),
+    ("", "pods", "attach"),
+    ("", "pods", "portforward"),
+    ("", "pods", "proxy"),
+    ("", "services", "proxy"),
+    ("", "nodes", "proxy"),
+)
+KNOWN = sorted(
+    {
+        (entry.group, *(item.removeprefix("*/").removesuffix("/*") + "/").split("/")[:2])
+        for name in NAMES
+        for rule in preset(name).rules
+        for entry in rule.resources
+        for item in entry.resources or ("anything",)
+    }
+    | {
+        ("example.com", "widgets", ""),
+        ("example.com", "widgets", "status"),
+        ("", "pods", "log"),
+        ("", "pods", "status"),
+    }
+)
+
+
+def groups_of(user: str) -> tuple[str, ...]:
+    """The groups the API server gives this user."""
+    if user == "system:anonymous":
+        return ("system:unauthenticated",)
+    if user.startswith("system:serviceaccount:"):
+        namespace = user.split(":")[2]
+        return ("system:serviceaccounts", f"system:serviceaccounts:{namespace}", "system:authenticated")
+    if user.startswith("system:node:"):
+        return ("system:nodes", "system:authenticated")
+    masters = ("system:masters",) if user in ("system:apiserver", "kubernetes-admin") else ()
+    return (*masters, "system:authenticated")
+
+
+@st.composite
+def requests(
+    draw: st.DrawFn,
+    users: tuple[str | None, ...] = (*COMPONENTS, *PEOPLE, "system:anonymous", None),
+    verbs: tuple[str, ...] = (*READS, *WRITES, "proxy", "", "made-up"),
+    resources: tuple[tuple[str, str, str], ...] = tuple(KNOWN),
+) -> Request:
+    user = draw(st.sampled_from(users))
+    group, resource, subresource = draw(st.sampled_from(resources))
+    return Request(
+        user=user,
+        groups=groups_of(user) if user is not None else (),
+        verb=draw(st.sampled_from(verbs)),
+        namespace=draw(st.sampled_from(("", "team-a", "kube-system", "kube-node-lease"))),
+        api_group=group,
+        resource=resource,
+        subresource=subresource,
+        name=draw(st.sampled_from(("", "web", "kube-scheduler", "kube-root-ca.crt"))),
+    )
+
+
+PATHS = (
+    "/",
+    "/healthz",
+    "/livez/ping",
+    "/readyz",
+    "/readyzzz",
+    "/version",
+    "/api",
+    "/apis/apps",
+    "/openapi/v3",
+    "/logs/x",
+)
+
+
+@st.composite
+def path_requests(
+    draw: st.DrawFn, users: tuple[str | None, ...] = (*COMPONENTS, *PEOPLE, "system:anonymous", None)
+) -> Request:
+    user = draw(st.sampled_from(users))
+    return Request(
+        user=user,
+        groups=groups_of(user) if user is not None else (),
+        verb=draw(st.sampled_from(("get", "head", "post", "put", "delete", "options"))),
+        is_resource=False,
+        path=draw(st.sampled_from(PATHS)),
+    )
+
+
+@settings(max_examples=500)
+@given(requests() | path_requests())
+def test_more_is_recorded_from_minimal_over_metadata_and_write_bodies_to_all_bodies(request_: Request) -> None:
+    levels = [level(name, request_) for name in ("Minimal", "Metadata", "WriteBodies", "AllBodies")]
+    assert levels == sorted(levels)
+
+
+@settings(max_examples=300)
+@given(requests(resources=CREDENTIALS))
+def test_credentials_are_never_recorded_with_bodies(request_: Request) -> None:
+    assert all(level(name, request_) <= Level.METADATA for name in NAMES)
+
+
+@settings(max_examples=300)
+@given(requests(users=(*PEOPLE, "system:anonymous", None), verbs=WRITES))
+def test_no_write_by_a_person_is_dropped_except_access_reviews_by_minimal(request_: Request) -> None:
+    review = request_.resource in ("tokenreviews", "subjectaccessreviews", "localsubjectaccessreviews")
+    for name in NAMES:
+        assert level(name, request_) is not Level.NONE or (name == "Minimal" and review)
+
+
+@settings(max_examples=500)
+@given(requests(users=COMPONENTS, verbs=WRITES))
+def test_of_a_stolen_component_identity_only_renewals_events_and_reviews_go_unseen(request_: Request) -> None:
+    renewal = request_.resource == "leases" and request_.verb == "update"
+    event = request_.resource == "events" and request_.verb in ("create", "update", "patch")
+    review = request_.resource.endswith("reviews") and request_.verb == "create"
+    for name in NAMES:
+        assert level(name, request_) is not Level.NONE or renewal or event or (name == "Minimal" and review)
+
+
+@settings(max_examples=200)
+@given(requests(resources=WAYS_IN))
+def test_every_way_into_a_pod_node_or_service_is_recorded_by_every_preset_whoever_takes_it(request_: Request) -> None:
+    assert all(level(name, request_) >= Level.METADATA for name in NAMES)
+
+
+@settings(max_examples=200)
+@given(requests(resources=(("", "secrets", ""),)))
+def test_every_access_to_a_secret_is_recorded_by_every_preset(request_: Request) -> None:
+    assert all(level(name, request_) is not Level.NONE for name in NAMES)
+
+
+@settings(max_examples=200)
+@given(requests(users=("system:anonymous", None)) | path_requests(users=("system:anonymous", None)))
+def test_failed_and_missing_logins_are_recorded_except_at_health_checks(request_: Request) -> None:
+    health = request_.path.startswith(("/healthz", "/livez", "/readyz")) and request_.verb in ("get", "head")
+    for name in NAMES:
+        assert level(name, request_) is not Level.NONE or health
+        # A failed login has one event, at this stage.
+        assert Stage.RESPONSE_STARTED not in EVALUATORS[name].decide(request_).omit_stages
+
+
+@settings(max_examples=300)
+@given(requests() | path_requests())
+def test_every_request_is_decided_by_a_rule_of_every_preset(request_: Request) -> None:
+    assert all(EVALUATORS[name].decide(request_).rule is not None for name in NAMES)
+
+
+# --- the benchmark ---------------------------------------------------------------------------------------------------
+
+ALICE: dict[str, Any] = {"user": "alice", "groups": ("system:authenticated",), "namespace": "team-a"}
+BENCHMARK = [
+    *[
+        pytest.param(
+            "3.2.1", Request(user="alice", verb=verb, resource=resource), Level.METADATA, Level.REQUEST_RESPONSE
+        )
+        for verb in (*READS, *WRITES)
+        for resource in ("services", "nodes", "roles", "serviceaccounts")
+    ],
+    pytest.param("3.2.1", Request(user=None, verb="list", resource="pods"), Level.METADATA, Level.REQUEST_RESPONSE),
+    *[
+        # "Access to Secrets managed by the cluster", with care "to only log Metadata".
+        pytest.param(
+            "3.2.2", Request(**ALICE, verb=verb, api_group=group, resource=resource), Level.METADATA, Level.METADATA
+        )
+        for verb in (*READS, *WRITES)
+        for group, resource in (("", "secrets"), ("", "configmaps"), ("authentication.k8s.io", "tokenreviews"))
+    ],
+    *[
+        # "Modification of pod and deployment objects."
+        pytest.param(
+            "3.2.2", Request(**ALICE, verb=verb, api_group=group, resource=resource), Level.REQUEST, Level.REQUEST
+        )
+        for verb in WRITES
+        for group, resource in (("", "pods"), ("apps", "deployments"))
+    ],
+    *[
+        # "Use of pods/exec, pods/portforward, pods/proxy and services/proxy."
+        pytest.param(
+            "3.2.2",
+            Request(**ALICE, verb=verb, resource=resource, subresource=sub),
+            Level.METADATA,
+            Level.REQUEST_RESPONSE,
+        )
+        for verb in ("get", "create", "update", "patch", "delete")
+        for resource, sub in (("pods", "exec"), ("pods", "portforward"), ("pods", "proxy"), ("services", "proxy"))
+    ],
+]
+
+
+@pytest.mark.parametrize(("item", "request_", "least", "most"), BENCHMARK)
+def test_cis_records_what_the_benchmark_asks_for(item: str, request_: Request, least: Level, most: Level) -> None:
+    assert least <= level("CIS", request_) <= most, f"CIS Kubernetes Benchmark {item}"
