@@ -35,7 +35,7 @@ def test_a_backend_with_defaults_sets_little_and_has_no_problem() -> None:
         "--audit-webhook-truncate-enabled=true",
         "--audit-webhook-truncate-max-event-size=102400",
     ]
-    assert result.problems == ()
+    assert (result.errors, result.warnings) == ((), ())
     assert result.events_per_second == 4000
 
 
@@ -80,7 +80,7 @@ def test_without_truncation_the_limit_is_a_choice_and_is_said() -> None:
     result = plan(webhook={"truncate": {"enabled": False}})
     assert result.body_limit == UNTRUNCATED_BODY_LIMIT
     assert not [name for name in given_flags(result) if "truncate" in name]
-    assert "turn truncation on" in result.problems[0].message
+    assert "turn truncation on" in result.warnings[0].way_out
 
 
 def test_no_flag_is_given_twice_or_equals_its_default_without_need() -> None:
@@ -171,8 +171,8 @@ def test_standard_output_needs_no_rotation_and_no_folder() -> None:
 )
 def test_a_log_path_that_breaks_the_static_pod_is_an_error(path: str, way_out: str) -> None:
     (problem,) = plan(log={"path": path}).errors
-    assert (problem.field, problem.value) == ("spec.log.path", path)
-    assert way_out in problem.message
+    assert (problem.path, problem.value) == ("spec.log.path", repr(path))
+    assert way_out in problem.way_out
 
 
 STRICT: dict[str, Any] = {"webhook": {"mode": "blocking-strict"}}
@@ -188,13 +188,14 @@ STRICT: dict[str, Any] = {"webhook": {"mode": "blocking-strict"}}
     ],
 )
 def test_what_works_against_itself_is_named(spec: dict[str, Any], field: str) -> None:
-    (problem,) = plan(**spec).problems
-    assert (problem.severity, problem.field) == ("warning", field)
+    (problem,) = plan(**spec).warnings
+    assert problem.path == field
+    assert problem.way_out
 
 
 def test_blocking_strict_is_no_problem_where_request_received_is_recorded() -> None:
     rule = Rule(level=Level.METADATA, verbs=("delete",))
-    assert plan(policy=Policy(rules=(rule,)), **STRICT).problems == ()
+    assert plan(policy=Policy(rules=(rule,)), **STRICT).warnings == ()
     omitted = Rule(level=Level.METADATA, omit_stages=frozenset({Stage.REQUEST_RECEIVED}))
     unrecorded = Rule(level=Level.NONE)
-    assert plan(policy=Policy(rules=(unrecorded, omitted)), **STRICT).problems
+    assert plan(policy=Policy(rules=(unrecorded, omitted)), **STRICT).warnings

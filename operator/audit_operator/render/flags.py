@@ -3,9 +3,11 @@
 Facts of this module: docs/flags.md.
 """
 
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from audit_operator.policy.model import Level, Policy, Stage
+from audit_operator.resources.load import Problem
 from audit_operator.resources.meta import quantity, seconds
 
 if TYPE_CHECKING:
@@ -41,38 +43,24 @@ class Flag(NamedTuple):
         return f"--{self.name}={self.value}"
 
 
-class Problem(NamedTuple):
-    """Something to change. An error keeps everything from being rendered, a warning does not."""
-
-    severity: Literal["error", "warning"]
-    field: str
-    value: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.field}: {self.value}: {self.message}"
-
-
 class Flags(NamedTuple):
     """The flags of one server version and what follows from them.
 
     ``body_limit``: bytes of the largest POST that an API server can send, rounded up to MiB, so what the receiver must
     take; None without webhook. ``events_per_second``: the most that one API server delivers, None for no limit.
+    ``errors``: an API server with these flags would not start, or not with what it had; ``warnings``: it would, and do
+    less than somebody wants.
     """
 
     flags: tuple[Flag, ...]
     body_limit: int | None
     events_per_second: int | None
-    problems: tuple[Problem, ...]
-
-    @property
-    def errors(self) -> tuple[Problem, ...]:
-        """The problems that keep everything from being rendered."""
-        return tuple(problem for problem in self.problems if problem.severity == "error")
+    errors: tuple[Problem, ...]
+    warnings: tuple[Problem, ...]
 
 
 def flags(spec: "AuditBackendSpec", policy: Policy, server: Version) -> Flags:
-    """The flags with which an API server of version ``server`` does what ``spec`` says; ``policy`` is its policy file."""
+    """The flags with which an API server of version ``server`` does what ``spec`` says with the policy ``policy``."""
     webhook = spec.webhook.enabled
     return Flags(
         flags=(
@@ -84,10 +72,8 @@ def flags(spec: "AuditBackendSpec", policy: Policy, server: Version) -> Flags:
         ),
         body_limit=_body_limit(spec) if webhook else None,
         events_per_second=_events_per_second(spec) if webhook else None,
-        problems=(
-            *(_log_problems(spec) if spec.log.enabled else ()),
-            *(_webhook_problems(spec, policy) if webhook else ()),
-        ),
+        errors=tuple(_log_errors(spec) if spec.log.enabled else ()),
+        warnings=tuple(_webhook_warnings(spec, policy) if webhook else ()),
     )
 
 
@@ -138,22 +124,20 @@ def _truncate_flags(backend: str, truncate: "Truncate") -> list[Flag]:
     return result
 
 
-def _log_problems(spec: "AuditBackendSpec") -> list[Problem]:
+def _log_errors(spec: "AuditBackendSpec") -> Iterator[Problem]:
     path = spec.log.path
     directory = log_directory(path)
     if directory is None:
-        return []
+        return
+    field, shown = "spec.log.path", repr(path)
     if directory == "":
-        message = (
-            "the folder is mounted into the API server and cannot be the node's root: give the file its own folder"
-        )
-        return [Problem("error", "spec.log.path", path, message)]
-    if f"{directory}/".startswith(f"{NODE_DIRECTORY}/"):
-        message = f"{NODE_DIRECTORY} is mounted read-only, for policy and certificates: write logs to another folder"
-        return [Problem("error", "spec.log.path", path, message)]
-    if ".." in path.split("/") or "." in path.split("/"):
-        return [Problem("error", "spec.log.path", path, "write the path without . and ..")]
-    return []
+        why = "lies in the node's root, which cannot be mounted into the API server"
+        yield Problem(field, why, shown, "give the file a folder of its own")
+    elif f"{directory}/".startswith(f"{NODE_DIRECTORY}/"):
+        why = f"lies in {NODE_DIRECTORY}, which the API server mounts read-only"
+        yield Problem(field, why, shown, "write logs to another folder")
+    elif {".", ".."} & set(path.split("/")):
+        yield Problem(field, "is not a plain path", shown, "write it without . and ..")
 
 
 # --- webhook backend -------------------------------------------------------------------------------------------------
@@ -210,41 +194,45 @@ def _events_per_second(spec: "AuditBackendSpec") -> int | None:
     return batch.throttle.qps * batch.max_size
 
 
-def _webhook_problems(spec: "AuditBackendSpec", policy: Policy) -> list[Problem]:
+def _webhook_warnings(spec: "AuditBackendSpec", policy: Policy) -> Iterator[Problem]:
     webhook, batch = spec.webhook, spec.webhook.batch
-    problems = []
     limit = _body_limit(spec)
     if not webhook.truncate.enabled:
-        message = (
-            f"nothing bounds what an API server sends in one POST; the receiver takes {limit // _MIB} MiB, and a "
-            "larger batch is lost whole after five attempts: turn truncation on, or lower spec.webhook.batch.maxSize"
+        yield Problem(
+            "spec.webhook.truncate.enabled",
+            f"bounds nothing: the receiver takes {limit // _MIB} MiB in one POST, and an API server loses a larger "
+            "batch whole, after five attempts",
+            "false",
+            "turn truncation on, or lower spec.webhook.batch.maxSize",
         )
-        problems.append(Problem("warning", "spec.webhook.truncate.enabled", "false", message))
     memory = spec.receiver.resources.limits.get("memory")
     if memory is not None and quantity(memory) < _BODIES_IN_MEMORY * limit:
-        message = (
-            f"the largest POST has {limit // _MIB} MiB, and a receiver needs room for {_BODIES_IN_MEMORY} of them: "
+        yield Problem(
+            "spec.receiver.resources.limits.memory",
+            f"is little for API servers that send up to {limit // _MIB} MiB in one POST",
+            memory,
             f"allow {_BODIES_IN_MEMORY * limit // _MIB}Mi, or lower spec.webhook.batch.maxSize or "
-            "spec.webhook.truncate.maxEventSize"
+            "spec.webhook.truncate.maxEventSize",
         )
-        problems.append(Problem("warning", "spec.receiver.resources.limits.memory", memory, message))
     ceiling = _events_per_second(spec)
     if ceiling is not None and ceiling < _SLOW:
-        message = (
-            f"with batches of {batch.max_size} one API server delivers at most {ceiling} events a second; what comes "
-            f"above that fills the buffer of {batch.buffer_size} and is lost: raise throttle.qps or batch.maxSize"
+        yield Problem(
+            "spec.webhook.batch.throttle.qps",
+            f"lets one API server deliver at most {ceiling} events a second, in batches of {batch.max_size}; what comes "
+            f"above that fills its buffer of {batch.buffer_size} and is lost",
+            str(batch.throttle.qps),
+            "raise it, or batch.maxSize",
         )
-        problems.append(Problem("warning", "spec.webhook.batch.throttle.qps", str(batch.throttle.qps), message))
+    mode = "spec.webhook.mode"
     if webhook.mode != "batch" and batch != type(batch)():
-        message = "batch has no effect in the blocking modes: leave it out, or write mode batch"
-        problems.append(Problem("warning", "spec.webhook.mode", webhook.mode, message))
+        yield Problem(mode, "leaves spec.webhook.batch without effect", webhook.mode, "drop batch, or write mode batch")
     if webhook.mode == "blocking-strict" and not _records_request_received(policy):
-        message = (
-            "does what blocking does, because the API servers' policy omits stage RequestReceived, the only one at "
-            "which requests fail: let one AuditPolicy record that stage, or write blocking"
+        yield Problem(
+            mode,
+            "does no more than blocking: requests fail at stage RequestReceived only, which the API servers' policy omits",
+            webhook.mode,
+            "record that stage in an AuditPolicy, or write blocking",
         )
-        problems.append(Problem("warning", "spec.webhook.mode", webhook.mode, message))
-    return problems
 
 
 def _records_request_received(policy: Policy) -> bool:
