@@ -22,6 +22,7 @@ from audit_operator.resources.meta import (
     Model,
     Name,
     NamespaceChoice,
+    NamespaceName,
     ObjectMeta,
     Port,
     Quantity,
@@ -29,6 +30,7 @@ from audit_operator.resources.meta import (
     Status,
     Text,
     exactly_one_of,
+    grammar,
 )
 
 # --- API servers -----------------------------------------------------------------------------------------------------
@@ -71,8 +73,12 @@ class Log(Model):
     """The log backend: files on the control-plane node."""
 
     enabled: Boolean = Field(True, description="Whether API servers write log files.")
-    path: Annotated[str, Field(max_length=1024, pattern=r"^(-|(/[A-Za-z0-9_.-]+)+)$")] = Field(
+    path: str = Field(
         "/var/log/kubernetes/audit/audit.log",
+        max_length=1024,
+        pattern=grammar(
+            r"^(-|(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+)$", 'an absolute path of letters, digits, -, _ and .; or "-"'
+        ),
         description='The file on the node, or "-" for standard output (--audit-log-path).',
     )
     max_age: Integer = Field(30, ge=0, le=36500, description="Days old files stay; 0: any age (--audit-log-maxage).")
@@ -113,15 +119,6 @@ class WebhookBatch(Model):
     max_size: Integer = Field(400, ge=1, le=10000, description="Events in a batch (--audit-webhook-batch-max-size).")
     max_wait: Duration = Field("30s", description="Age at which a batch is sent (--audit-webhook-batch-max-wait).")
     throttle: Throttle = Field(Throttle(), description="How many batches are sent.")
-
-    cel_rules: ClassVar[tuple[CelRule, ...]] = (
-        CelRule(
-            rule="self.bufferSize >= self.maxSize",
-            message="bufferSize must not be below maxSize: a batch would never fill",
-            holds=lambda self: self.buffer_size >= self.max_size,
-            field=".bufferSize",
-        ),
-    )
 
 
 class Webhook(Model):
@@ -182,10 +179,10 @@ class NodePortExposure(Model):
         None, ge=1, le=65535, description="A fixed port out of the node-port range; omitted: the cluster picks one."
     )
     addresses: tuple[Host, ...] = Field(
-        ("127.0.0.1",),
         min_length=1,
         max_length=16,
-        description="Where API servers find it; the first is used, all are in the certificate.",
+        description="Nodes, or what leads to them. API servers use the first; all are in the certificate.",
+        examples=[["10.0.0.10"]],
     )
 
 
@@ -286,7 +283,11 @@ class Receiver(Model):
 
     replicas: Integer = Field(2, ge=1, le=32, description="Number of pods.")
     image: str | None = Field(
-        None, min_length=1, max_length=512, pattern=r"^[^\s]+$", description="Image; omitted: the operator's own."
+        None,
+        min_length=1,
+        max_length=512,
+        pattern=grammar("^[a-zA-Z0-9][a-zA-Z0-9._:/@-]*$", "an image reference"),
+        description="Image; omitted: the operator's own.",
     )
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = Field(
         "IfNotPresent", description="When the image is pulled."
@@ -352,7 +353,10 @@ HostPattern = Annotated[
     str,
     Field(
         max_length=253,
-        pattern=r"^(\*\.)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
+        pattern=grammar(
+            r"^((\*\.)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?|[0-9a-f]{0,4}:[0-9a-f:.]*)$",
+            "a host in lower case, or *. and a suffix",
+        ),
         examples=["siem.example.com", "*.logs.example.com"],
     ),
 ]
@@ -372,7 +376,9 @@ class Tenants(Model):
     )
     limits: TenantLimits = Field(TenantLimits(), description="The most a namespace may have.")
     sink_types: tuple[SinkTypeName, ...] = Field(
-        (), max_length=32, description="Sink types tenants may use; empty: all but file and stdout."
+        tuple(name for name, kind in SINK_TYPES.items() if kind.network),
+        max_length=32,
+        description="Sink types tenants may use.",
     )
     hosts: tuple[HostPattern, ...] = Field(
         (), max_length=256, description="Hosts that tenants' sinks may name: exact, or *.suffix; empty: any."
@@ -430,9 +436,7 @@ class ServerPolicy(Model):
 class AuditBackendSpec(Model):
     """How API servers emit audit events, and the receiver they emit to."""
 
-    cluster_name: Annotated[
-        str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")
-    ] = Field(
+    cluster_name: NamespaceName = Field(
         description="Name of this cluster in sinks that hold several: {cluster} in templates.", examples=["prod-eu-1"]
     )
     log: Log = Field(Log(), description="The log backend.")

@@ -1,6 +1,5 @@
 """AuditPolicy: what must be audited, and which sinks get it."""
 
-import re
 from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
@@ -15,7 +14,9 @@ from audit_operator.resources.meta import (
     Model,
     Name,
     ObjectMeta,
+    OptionalNamespace,
     Status,
+    grammar,
 )
 
 ServerLevel = Literal["None", "Metadata", "Request", "RequestResponse"]
@@ -25,7 +26,7 @@ Preset = Literal["Metadata", "CIS", "WriteBodies", "AllBodies", "Minimal", "Fore
 
 MAX_RULES: Final = 200
 
-Term = Annotated[str, Field(max_length=253)]
+Term = Annotated[str, Field(max_length=512)]
 """A user, group, verb, resource or name as it stands in a request; the API server compares it literally."""
 
 OmitStages = Annotated[tuple[Stage, ...], Field(max_length=4)]
@@ -37,7 +38,10 @@ class GroupResources(Model):
     group: str = Field(
         "",
         max_length=253,
-        pattern=r"^(\*|([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*)?)$",
+        pattern=grammar(
+            r"^(\*|([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*)?)$",
+            'an API group without version, such as apps or rbac.authorization.k8s.io; "" for core, "*" for all',
+        ),
         description='API group; "" is the core group, "*" every group.',
         examples=["apps"],
     )
@@ -73,13 +77,20 @@ class NamedGroupResources(GroupResources):
 
 
 NonResourceUrl = Annotated[
-    str, Field(min_length=1, max_length=512, pattern=r"^(\*|/[^*]*\*?)$", examples=["/healthz*", "/version"])
+    str,
+    Field(
+        min_length=1,
+        max_length=512,
+        pattern=grammar(r"^(\*|/[^*]*\*?)$", 'a path that begins with /, with * at most at its end; or "*"'),
+        examples=["/healthz*", "/version"],
+    ),
 ]
 
 
-class RequestScope(Model):
-    """Which requests a rule is about: every field given must match, an empty or omitted one matches anything."""
+class _Rule(Model):
+    """What both kinds of rules have: every field given must match, an empty or omitted one matches anything."""
 
+    level: Level = Field(description="How much of a matching request is recorded.")
     users: tuple[Term, ...] = Field(
         (), max_length=256, description="User names as authenticated, before impersonation.", examples=[["alice"]]
     )
@@ -123,13 +134,13 @@ class RequestScope(Model):
     )
 
 
-class ServerRule(RequestScope):
+class ServerRule(_Rule):
     """A PolicyRule as an API server takes it (audit.k8s.io/v1)."""
 
     level: ServerLevel = Field(description="How much of a matching request is recorded.")
 
 
-class PolicyRule(RequestScope):
+class PolicyRule(_Rule):
     """A PolicyRule of audit.k8s.io/v1, copy and paste, plus level Minimal and namespaceSelector."""
 
     level: Level = Field(
@@ -141,7 +152,6 @@ class PolicyRule(RequestScope):
     )
 
     cel_rules: ClassVar[tuple[CelRule, ...]] = (
-        *RequestScope.cel_rules,
         CelRule(
             rule="!has(self.namespaceSelector) || !has(self.nonResourceURLs) || size(self.nonResourceURLs) == 0",
             message="namespaceSelector cannot match nonResourceURLs, which are in no namespace: "
@@ -152,9 +162,20 @@ class PolicyRule(RequestScope):
     )
 
 
-REDACTION_PATH: Final = re.compile(
-    r'^([A-Za-z0-9_$-]+|\["[^"\\]+"\])(\.[A-Za-z0-9_$-]+|\.\*|\["[^"\\]+"\]|\[\*\]|\[[0-9]{1,6}\])*$'
-)
+_PATH_NAME: Final = r"[A-Za-z0-9_$-]+"
+_PATH_KEY: Final = r'\["[^"\\]+"\]'
+
+RedactionPath = Annotated[
+    str,
+    Field(
+        max_length=512,
+        pattern=grammar(
+            rf"^({_PATH_NAME}|{_PATH_KEY})(\.{_PATH_NAME}|\.\*|{_PATH_KEY}|\[\*\])*$",
+            'a path such as spec.password, spec.users[*].key, data.* or metadata.annotations["example.com/token"]',
+        ),
+        examples=["spec.password", "spec.users[*].key"],
+    ),
+]
 
 
 class Redaction(Model):
@@ -163,7 +184,7 @@ class Redaction(Model):
     resources: tuple[GroupResources, ...] = Field(
         min_length=1, max_length=64, description="Resources whose bodies are redacted."
     )
-    paths: tuple[Annotated[str, Field(max_length=512, pattern=REDACTION_PATH.pattern)], ...] = Field(
+    paths: tuple[RedactionPath, ...] = Field(
         min_length=1,
         max_length=64,
         description="Where in the object: names joined by dots, `[*]` for every list item, `.*` for every key, "
@@ -180,10 +201,8 @@ class SinkReference(Model):
     """An AuditSink that gets what the policy records."""
 
     name: Name = Field(description="Name of the AuditSink.")
-    namespace: str = Field(
+    namespace: OptionalNamespace = Field(
         "",
-        max_length=63,
-        pattern="^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$",
         description="Its namespace, if not the policy's own; the sink must allow it with allowedNamespaces.",
     )
 

@@ -3,20 +3,26 @@
 A sink type is one class here and one field of SinkTypes; the CRD, its rules, the reference page and the tests follow.
 """
 
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, ClassVar, Final, Literal, get_args
+from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, get_args
 
 from pydantic import Field
 
 from audit_operator.resources.meta import (
     API_VERSION,
+    ATOMIC,
     Boolean,
     CelRule,
+    Constants,
+    DataKey,
     Duration,
     Host,
     HostPort,
     Integer,
+    ListMap,
     Model,
     Name,
     NamespaceChoice,
@@ -28,8 +34,10 @@ from audit_operator.resources.meta import (
     Url,
     at_most_one_of,
     exactly_one_of,
+    grammar,
     quantity,
     seconds,
+    walk,
 )
 
 # --- what several sink types share -----------------------------------------------------------------------------------
@@ -39,7 +47,10 @@ Template = Annotated[
     Field(
         min_length=1,
         max_length=512,
-        pattern=r"^([^%{}\s]|%[YmdH]|\{(cluster|namespace|sink|receiver)\})+$",
+        pattern=grammar(
+            r"^([!-$&-z|~]|%[YmdH]|\{(cluster|namespace|sink|receiver)\})+$",
+            "text without blanks; %Y %m %d %H and {cluster} {namespace} {sink} {receiver} are the placeholders",
+        ),
         examples=["{cluster}/%Y/%m/%d"],
     ),
 ]
@@ -67,13 +78,28 @@ class HttpAuth(Model):
     cel_rules: ClassVar[tuple[CelRule, ...]] = (exactly_one_of("basic", "bearerToken", what="way to authenticate"),)
 
 
+class AwsRole(Model):
+    """An IAM role."""
+
+    role_arn: str = Field(
+        alias="roleARN",
+        max_length=2048,
+        pattern=grammar("^arn:aws[a-z-]*:iam::[0-9]{12}:role/[!-~]+$", "the ARN of an IAM role"),
+        description="The role's ARN.",
+        examples=["arn:aws:iam::123456789012:role/audit-writer"],
+    )
+    external_id: str | None = Field(
+        None, alias="externalID", min_length=2, max_length=1224, description="External ID the role's trust asks for."
+    )
+
+
 class AwsAuth(Model):
     """Who we are to AWS. Empty: what the receiver's environment offers (IRSA, EKS Pod Identity, instance profile)."""
 
     access_key_id: SecretKeyReference | None = Field(None, alias="accessKeyID", description="Access key ID.")
     secret_access_key: SecretKeyReference | None = Field(None, description="Secret access key.")
     session_token: SecretKeyReference | None = Field(None, description="Session token of temporary credentials.")
-    assume_role: "AwsRole | None" = Field(None, description="Role to assume with these credentials.")
+    assume_role: AwsRole | None = Field(None, description="Role to assume with these credentials.")
 
     cel_rules: ClassVar[tuple[CelRule, ...]] = (
         CelRule(
@@ -91,30 +117,48 @@ class AwsAuth(Model):
     )
 
 
-class AwsRole(Model):
-    """An IAM role."""
-
-    role_arn: str = Field(
-        alias="roleARN",
-        max_length=2048,
-        pattern="^arn:aws[a-z-]*:iam::[0-9]{12}:role/.+$",
-        description="The role's ARN.",
-        examples=["arn:aws:iam::123456789012:role/audit-writer"],
-    )
-    external_id: str | None = Field(
-        None, alias="externalID", min_length=2, max_length=1224, description="External ID the role's trust asks for."
-    )
-
-
-Region = Annotated[str, Field(max_length=64, pattern="^[a-z0-9-]+$", examples=["eu-central-1"])]
+Region = Annotated[
+    str,
+    Field(
+        max_length=64,
+        pattern=grammar("^[a-z0-9-]+$", "a region: lower-case letters, digits and -"),
+        examples=["eu-central-1"],
+    ),
+]
 
 
 class ClientCertificate(Model):
     """A certificate that proves who we are, with its key; PEM, as in a Secret of type kubernetes.io/tls."""
 
     secret_name: Name = Field(description="Name of the Secret, in the sink's namespace.")
-    certificate_key: Text = Field("tls.crt", description="Key of the certificate chain.")
-    private_key_key: Text = Field("tls.key", description="Key of the private key.")
+    certificate_key: DataKey = Field("tls.crt", description="Key of the certificate chain.")
+    private_key_key: DataKey = Field("tls.key", description="Key of the private key.")
+
+    @property
+    def certificate(self) -> SecretKeyReference:
+        """The certificate chain."""
+        return SecretKeyReference(name=self.secret_name, key=self.certificate_key)
+
+    @property
+    def private_key(self) -> SecretKeyReference:
+        """Its private key."""
+        return SecretKeyReference(name=self.secret_name, key=self.private_key_key)
+
+
+class ConfigMapKeyReference(Model):
+    """One key of a ConfigMap in the resource's own namespace."""
+
+    model_config = ATOMIC
+
+    name: Name = Field(description="Name of the ConfigMap, in the same namespace as this resource.")
+    key: DataKey = Field("ca.crt", description="Key in its data.")
+
+
+_NO_PRIVATE_KEY = CelRule(
+    rule="!self.contains('PRIVATE KEY')",
+    message="holds a private key; write certificates only, and put the key into a Secret for clientCertificate",
+    holds=lambda text: "PRIVATE KEY" not in text,
+)
 
 
 class Tls(Model):
@@ -123,14 +167,16 @@ class Tls(Model):
     A private or self-signed certificate: name its CA. Another name in it than the one we connect to: serverName.
     """
 
-    ca_bundle: str | None = Field(
-        None,
-        max_length=65536,
-        pattern=r"^\s*(#[^\n]*\n\s*)*-----BEGIN CERTIFICATE-----",
-        description="PEM certificates of the CAs to trust, in place of the system's.",
-    )
+    ca_bundle: (
+        Annotated[
+            str,
+            Field(max_length=65536, pattern=grammar("-----BEGIN CERTIFICATE-----", "one or more PEM certificates")),
+            _NO_PRIVATE_KEY,
+        ]
+        | None
+    ) = Field(None, description="PEM certificates of the CAs to trust, in place of the system's.")
     ca_secret: SecretKeyReference | None = Field(None, description="The same in a Secret.")
-    ca_config_map: "ConfigMapKeyReference | None" = Field(None, description="The same in a ConfigMap.")
+    ca_config_map: ConfigMapKeyReference | None = Field(None, description="The same in a ConfigMap.")
     server_name: Host | None = Field(
         None, description="Name the server's certificate must carry, if not the one connected to."
     )
@@ -142,29 +188,28 @@ class Tls(Model):
     )
 
 
-class ConfigMapKeyReference(Model):
-    """One key of a ConfigMap in the resource's own namespace."""
+class Header(Model):
+    """An HTTP header, with a value that anybody may read or one that is a credential."""
 
-    name: Name = Field(description="Name of the ConfigMap, in the same namespace as this resource.")
-    key: str = Field(
-        "ca.crt", min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$", description="Key in its data."
+    name: str = Field(
+        min_length=1,
+        max_length=128,
+        pattern=grammar("^[A-Za-z0-9-]+$", "a header name: letters, digits and -"),
+        description="Header name.",
+        examples=["X-API-Key"],
     )
+    value: str | None = Field(
+        None,
+        max_length=1024,
+        pattern=grammar("^[ -~]*$", "text of printable ASCII"),
+        description="Header value that is no secret.",
+    )
+    secret: SecretKeyReference | None = Field(None, description="Header value that is one.")
+
+    cel_rules: ClassVar[tuple[CelRule, ...]] = (exactly_one_of("value", "secret", what="header value"),)
 
 
-Headers = Annotated[
-    dict[
-        Annotated[str, Field(max_length=128)],
-        Annotated[str, Field(max_length=1024, pattern=r"^[\x20-\x7e]*$")],
-    ],
-    Field(max_length=32),
-]
-
-
-class SecretHeader(Model):
-    """An HTTP header whose value is a credential."""
-
-    name: str = Field(max_length=128, pattern="^[A-Za-z0-9-]+$", description="Header name.", examples=["X-API-Key"])
-    value: SecretKeyReference = Field(description="Header value.")
+Headers = Annotated[tuple[Header, ...], Field(max_length=16), ListMap("name")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,45 +221,53 @@ class BatchLimits:
     max_age: float
 
 
+class Encryption(NamedTuple):
+    """Whether a sink type's settings mean TLS: as CEL over ``{}``, and the same over the model."""
+
+    rule: str
+    holds: Callable[[Any], bool]
+
+
+def _https(url: str | None) -> bool:
+    return url is None or url.startswith("https://")
+
+
+BY_URL: Final = Encryption("{}.url.startsWith('https://')", lambda config: _https(config.url))
+BY_ENDPOINT: Final = Encryption(
+    "(!has({0}.endpoint) || {0}.endpoint.startsWith('https://'))", lambda config: _https(config.endpoint)
+)
+BY_TRANSPORT: Final = Encryption("{}.transport == 'TLS'", lambda config: config.transport == "TLS")
+NEVER: Final = Encryption("false", lambda _: False)
+
+
 class SinkType(Model):
     """A protocol events are delivered by."""
 
     batch_limits: ClassVar[BatchLimits] = BatchLimits(max_events=1000, max_bytes=5 * 2**20, max_age=1)
     """What spec.batch leaves open."""
 
-    speaks_http: ClassVar[bool] = True
+    network: ClassVar[bool] = True
+    """Events leave the receiver's machine."""
+
+    proxied: ClassVar[bool] = True
     """Speaks HTTP, so that spec.proxy applies."""
 
-    speaks_tls: ClassVar[bool] = True
-    """Can speak TLS, so that spec.tls applies."""
+    encryption: ClassVar[Encryption] = BY_URL
+    """When spec.tls applies."""
 
 
 # --- sink types ------------------------------------------------------------------------------------------------------
 
 
+_DATA_STREAM_PART: Final = grammar("^[a-z0-9_.]+$", "lower-case letters, digits, _ and .")
+
+
 class DataStream(Model):
     """An Elasticsearch data stream: type-dataset-namespace."""
 
-    type: Annotated[str, Field(max_length=64, pattern="^[a-z0-9_.]+$")] = Field("logs", description="First part.")
-    dataset: Annotated[str, Field(max_length=100, pattern="^[a-z0-9_.]+$")] = Field(
-        "kubernetes.audit", description="Second part."
-    )
-    namespace: Annotated[str, Field(max_length=100, pattern="^[a-z0-9_.]+$")] = Field(
-        "default", description="Third part."
-    )
-
-
-class ElasticsearchAuth(Model):
-    """Who we are to Elasticsearch or OpenSearch: one of these."""
-
-    basic: BasicAuth | None = Field(None, description="User name and password.")
-    api_key: SecretKeyReference | None = Field(None, description="API key, in the encoded form.")
-    bearer_token: SecretKeyReference | None = Field(None, description="Token sent as `Authorization: Bearer`.")
-    aws: "ElasticsearchAwsAuth | None" = Field(None, description="AWS signature, for Amazon OpenSearch Service.")
-
-    cel_rules: ClassVar[tuple[CelRule, ...]] = (
-        exactly_one_of("basic", "apiKey", "bearerToken", "aws", what="way to authenticate"),
-    )
+    type: str = Field("logs", max_length=64, pattern=_DATA_STREAM_PART, description="First part.")
+    dataset: str = Field("kubernetes.audit", max_length=100, pattern=_DATA_STREAM_PART, description="Second part.")
+    namespace: str = Field("default", max_length=100, pattern=_DATA_STREAM_PART, description="Third part.")
 
 
 class ElasticsearchAwsAuth(AwsAuth):
@@ -224,24 +277,47 @@ class ElasticsearchAwsAuth(AwsAuth):
     service: Literal["es", "aoss"] = Field("es", description="es: a domain; aoss: OpenSearch Serverless.")
 
 
+class ElasticsearchAuth(Model):
+    """Who we are to Elasticsearch or OpenSearch: one of these."""
+
+    basic: BasicAuth | None = Field(None, description="User name and password.")
+    api_key: SecretKeyReference | None = Field(None, description="API key, in the encoded form.")
+    bearer_token: SecretKeyReference | None = Field(None, description="Token sent as `Authorization: Bearer`.")
+    aws: ElasticsearchAwsAuth | None = Field(None, description="AWS signature, for Amazon OpenSearch Service.")
+
+    cel_rules: ClassVar[tuple[CelRule, ...]] = (
+        exactly_one_of("basic", "apiKey", "bearerToken", "aws", what="way to authenticate"),
+    )
+
+
 class Elasticsearch(SinkType):
     """Elasticsearch or OpenSearch, by the bulk API; the document id makes repeated deliveries harmless."""
 
     urls: tuple[Url, ...] = Field(
         min_length=1, max_length=16, description="Nodes or load balancer, used in turn.", examples=[["https://es:9200"]]
     )
-    index: (
-        Annotated[
-            str, Field(max_length=200, pattern=r"^([a-z0-9][a-z0-9._-]*|%[YmdH]|\{(cluster|namespace)\}|[._-])+$")
-        ]
-        | None
-    ) = Field(None, description="Index to write to; may hold %Y %m %d and {cluster}.")
+    index: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        pattern=grammar(
+            r"^([a-z0-9._-]|%[YmdH]|\{(cluster|namespace|sink)\})+$",
+            "lower-case letters, digits, ., _ and -, with %Y %m %d %H and {cluster} {namespace} {sink} as placeholders",
+        ),
+        description="Index to write to; may hold %Y %m %d %H of the event's time, {cluster} and the sink's {namespace} "
+        "and {sink}.",
+        examples=["kubernetes-audit-%Y.%m.%d"],
+    )
     data_stream: DataStream | None = Field(
         None, description="Data stream to write to. Neither index nor dataStream: logs-kubernetes.audit-default."
     )
     pipeline: Text | None = Field(None, description="Ingest pipeline.")
     auth: ElasticsearchAuth | None = Field(None, description="Who we are.")
     compression: Literal["None", "gzip"] = Field("gzip", description="Compression of requests.")
+
+    encryption: ClassVar[Encryption] = Encryption(
+        "{}.urls.all(url, url.startsWith('https://'))", lambda config: all(map(_https, config.urls))
+    )
 
     cel_rules: ClassVar[tuple[CelRule, ...]] = (at_most_one_of("index", "dataStream", what="target"),)
 
@@ -266,9 +342,9 @@ class Loki(SinkType):
 
     url: Url = Field(description="Loki without /loki/api/v1/push.", examples=["http://loki-gateway"])
     tenant_id: Text | None = Field(None, alias="tenantID", description="X-Scope-OrgID.")
-    labels: Annotated[
-        dict[Annotated[str, Field(max_length=128)], Annotated[str, Field(max_length=512)]], Field(max_length=15)
-    ] = Field(default_factory=dict, description="Constant labels of the streams, beside job and cluster.")
+    labels: Constants = Field(
+        default_factory=dict, description="Constant labels of the streams, beside job and cluster."
+    )
     event_labels: tuple[EventField, ...] = Field(
         ("level", "verb"),
         max_length=8,
@@ -297,8 +373,12 @@ class Kafka(SinkType):
     brokers: tuple[HostPort, ...] = Field(
         min_length=1, max_length=32, description="Brokers to start from.", examples=[["kafka-0:9093"]]
     )
-    topic: Annotated[str, Field(min_length=1, max_length=249, pattern="^[A-Za-z0-9._-]+$")] = Field(
-        description="Topic.", examples=["kubernetes-audit"]
+    topic: str = Field(
+        min_length=1,
+        max_length=249,
+        pattern=grammar("^[A-Za-z0-9._-]+$", "a topic: letters, digits, ., _ and -"),
+        description="Topic.",
+        examples=["kubernetes-audit"],
     )
     key: EventField | None = Field(
         None, description="Event field whose value is the message key; equal keys stay in order. None: spread evenly."
@@ -311,7 +391,8 @@ class Kafka(SinkType):
     )
     compression: Literal["None", "gzip", "snappy", "lz4", "zstd"] = Field("zstd", description="Compression of batches.")
 
-    speaks_http: ClassVar[bool] = False
+    proxied: ClassVar[bool] = False
+    encryption: ClassVar[Encryption] = BY_TRANSPORT
 
 
 class S3Encryption(Model):
@@ -344,8 +425,11 @@ class S3ObjectLock(Model):
 class S3(Model):
     """Amazon S3, or what speaks its protocol (MinIO, Ceph, Cloudflare R2)."""
 
-    bucket: Annotated[str, Field(min_length=3, max_length=63, pattern="^[a-z0-9][a-z0-9.-]+[a-z0-9]$")] = Field(
-        description="Bucket."
+    bucket: str = Field(
+        min_length=3,
+        max_length=63,
+        pattern=grammar("^[a-z0-9][a-z0-9.-]+[a-z0-9]$", "a bucket: lower-case letters, digits, . and -"),
+        description="Bucket.",
     )
     region: Region = Field(description="Region; for what is not AWS whatever it expects, often us-east-1.")
     endpoint: Url | None = Field(None, description="Where S3 is, if not AWS.", examples=["https://minio:9000"])
@@ -359,28 +443,17 @@ class S3(Model):
 class Gcs(Model):
     """Google Cloud Storage."""
 
-    bucket: Annotated[str, Field(min_length=3, max_length=222, pattern="^[a-z0-9][a-z0-9._-]+[a-z0-9]$")] = Field(
-        description="Bucket."
+    bucket: str = Field(
+        min_length=3,
+        max_length=222,
+        pattern=grammar("^[a-z0-9][a-z0-9._-]+[a-z0-9]$", "a bucket: lower-case letters, digits, ., _ and -"),
+        description="Bucket.",
     )
     endpoint: Url | None = Field(None, description="Where the storage API is, if not storage.googleapis.com.")
     storage_class: Text | None = Field(None, description="Storage class of the objects.", examples=["COLDLINE"])
     kms_key_name: str | None = Field(None, max_length=1024, description="Cloud KMS key; omitted: the bucket's.")
     credentials: SecretKeyReference | None = Field(
         None, description="Service account key (JSON); omitted: what the receiver's environment offers."
-    )
-
-
-class AzureAuth(Model):
-    """Who we are to Azure: one of these."""
-
-    account_key: SecretKeyReference | None = Field(None, description="Storage account key.")
-    sas_token: SecretKeyReference | None = Field(None, description="Shared access signature.")
-    workload_identity: "AzureWorkloadIdentity | None" = Field(
-        None, description="The receiver's service account as an Entra application."
-    )
-
-    cel_rules: ClassVar[tuple[CelRule, ...]] = (
-        exactly_one_of("accountKey", "sasToken", "workloadIdentity", what="way to authenticate"),
     )
 
 
@@ -391,20 +464,43 @@ class AzureWorkloadIdentity(Model):
     tenant_id: Text | None = Field(None, alias="tenantID", description="Directory (tenant) ID.")
 
 
+class AzureAuth(Model):
+    """Who we are to Azure: one of these."""
+
+    account_key: SecretKeyReference | None = Field(None, description="Storage account key.")
+    sas_token: SecretKeyReference | None = Field(None, description="Shared access signature.")
+    workload_identity: AzureWorkloadIdentity | None = Field(
+        None, description="The receiver's service account as an Entra application."
+    )
+
+    cel_rules: ClassVar[tuple[CelRule, ...]] = (
+        exactly_one_of("accountKey", "sasToken", "workloadIdentity", what="way to authenticate"),
+    )
+
+
 class Azure(Model):
     """Azure Blob Storage."""
 
-    storage_account: Annotated[str, Field(min_length=3, max_length=24, pattern="^[a-z0-9]+$")] = Field(
-        description="Storage account."
+    storage_account: str = Field(
+        min_length=3,
+        max_length=24,
+        pattern=grammar("^[a-z0-9]+$", "lower-case letters and digits"),
+        description="Storage account.",
     )
-    container: Annotated[str, Field(min_length=3, max_length=63, pattern="^[a-z0-9]([a-z0-9-]*[a-z0-9])$")] = Field(
-        description="Container."
+    container: str = Field(
+        min_length=3,
+        max_length=63,
+        pattern=grammar("^[a-z0-9]([a-z0-9-]*[a-z0-9])$", "a container: lower-case letters, digits and -"),
+        description="Container.",
     )
     endpoint: Url | None = Field(None, description="Where Blob Storage is, if not <account>.blob.core.windows.net.")
     access_tier: Literal["Hot", "Cool", "Cold", "Archive"] | None = Field(
         None, description="Access tier of the blobs; omitted: the account's default."
     )
     auth: AzureAuth = Field(description="Who we are.")
+
+
+_STORES: Final = ("s3", "gcs", "azure")
 
 
 class ObjectStore(SinkType):
@@ -419,17 +515,30 @@ class ObjectStore(SinkType):
     )
     compression: Literal["None", "gzip", "zstd"] = Field("gzip", description="Compression of objects.")
 
+    encryption: ClassVar[Encryption] = Encryption(
+        " && ".join(f"(!has({{0}}.{store}) || {BY_ENDPOINT.rule.format(f'{{0}}.{store}')})" for store in _STORES),
+        lambda config: all(
+            BY_ENDPOINT.holds(store) for store in (config.s3, config.gcs, config.azure) if store is not None
+        ),
+    )
+
     batch_limits: ClassVar[BatchLimits] = BatchLimits(max_events=100_000, max_bytes=64 * 2**20, max_age=300)
 
-    cel_rules: ClassVar[tuple[CelRule, ...]] = (exactly_one_of("s3", "gcs", "azure", what="store"),)
+    cel_rules: ClassVar[tuple[CelRule, ...]] = (exactly_one_of(*_STORES, what="store"),)
 
 
 class CloudWatch(SinkType):
     """Amazon CloudWatch Logs."""
 
     region: Region = Field(description="Region.")
-    log_group: Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[A-Za-z0-9_/.#{}-]+$")] = Field(
-        "/kubernetes/{cluster}/audit", description="Log group; may hold {cluster}."
+    log_group: str = Field(
+        "/kubernetes/{cluster}/audit",
+        min_length=1,
+        max_length=512,
+        pattern=grammar(
+            r"^([A-Za-z0-9_/.#-]|\{cluster\})+$", "letters, digits, _, /, ., # and -, with {cluster} as a placeholder"
+        ),
+        description="Log group; may hold {cluster}.",
     )
     log_stream: Template = Field("{receiver}", description="Log stream; created when it is missing.")
     create_log_group: Boolean = Field(False, description="Create the log group when it is missing.")
@@ -442,6 +551,8 @@ class CloudWatch(SinkType):
     )
     endpoint: Url | None = Field(None, description="Where CloudWatch Logs is, if not at its public address.")
     auth: AwsAuth = Field(AwsAuth(), description="Who we are; empty: what the receiver's environment offers.")
+
+    encryption: ClassVar[Encryption] = BY_ENDPOINT
 
     # PutLogEvents takes 10,000 events and 1 MiB, counting 26 bytes on top of each event.
     batch_limits: ClassVar[BatchLimits] = BatchLimits(max_events=10_000, max_bytes=1_000_000, max_age=2)
@@ -460,9 +571,7 @@ class MonitoredResource(Model):
     """What Google Cloud Logging shows the entries under."""
 
     type: Text = Field("k8s_cluster", description="Monitored resource type.")
-    labels: Annotated[
-        dict[Annotated[str, Field(max_length=128)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
-    ] = Field(
+    labels: Constants = Field(
         default_factory=dict, description="Its labels, such as project_id and location; cluster_name is set here."
     )
 
@@ -472,21 +581,29 @@ class GoogleCloudLogging(SinkType):
 
     parent: str = Field(
         max_length=256,
-        pattern="^(projects|folders|organizations|billingAccounts)/[A-Za-z0-9:._-]+$",
+        pattern=grammar(
+            "^(projects|folders|organizations|billingAccounts)/[A-Za-z0-9:._-]+$",
+            "projects/…, folders/…, organizations/… or billingAccounts/…",
+        ),
         description="Where the log lives.",
         examples=["projects/my-project"],
     )
-    log_id: Annotated[str, Field(min_length=1, max_length=511, pattern="^[A-Za-z0-9/_.-]+$")] = Field(
-        "kubernetes-audit", alias="logID", description="Name of the log."
+    log_id: str = Field(
+        "kubernetes-audit",
+        min_length=1,
+        max_length=511,
+        pattern=grammar("^[A-Za-z0-9/_.-]+$", "letters, digits, /, _, . and -"),
+        alias="logID",
+        description="Name of the log.",
     )
     resource: MonitoredResource = Field(MonitoredResource(), description="What the entries are shown under.")
-    labels: Annotated[
-        dict[Annotated[str, Field(max_length=128)], Annotated[str, Field(max_length=512)]], Field(max_length=32)
-    ] = Field(default_factory=dict, description="Constant labels of the entries.")
+    labels: Constants = Field(default_factory=dict, description="Constant labels of the entries.")
     endpoint: Url | None = Field(None, description="Where the logging API is, if not logging.googleapis.com.")
     credentials: SecretKeyReference | None = Field(
         None, description="Service account key (JSON); omitted: what the receiver's environment offers."
     )
+
+    encryption: ClassVar[Encryption] = BY_ENDPOINT
 
     # entries.write takes 10 MB.
     batch_limits: ClassVar[BatchLimits] = BatchLimits(max_events=1000, max_bytes=8_000_000, max_age=2)
@@ -499,11 +616,10 @@ class Otlp(SinkType):
         description="The server; /v1/logs is added when the URL has no path.", examples=["https://otel-collector:4318"]
     )
     encoding: Literal["Protobuf", "JSON"] = Field("Protobuf", description="Form of the requests.")
-    headers: Headers = Field(default_factory=dict, description="Headers to add.")
-    secret_headers: tuple[SecretHeader, ...] = Field((), max_length=16, description="Headers that are credentials.")
-    resource_attributes: Annotated[
-        dict[Annotated[str, Field(max_length=128)], Annotated[str, Field(max_length=512)]], Field(max_length=32)
-    ] = Field(default_factory=dict, description="Resource attributes beside service.name and k8s.cluster.name.")
+    headers: Headers = Field((), description="Headers to add.")
+    resource_attributes: Constants = Field(
+        default_factory=dict, description="Resource attributes beside service.name and k8s.cluster.name."
+    )
     auth: HttpAuth | None = Field(None, description="Who we are.")
     compression: Literal["None", "gzip"] = Field("gzip", description="Compression of requests.")
 
@@ -525,14 +641,19 @@ class Syslog(SinkType):
     ] = Field("audit", description="Facility.")  # fmt: skip
     severity: Literal["notice", "info", "debug"] = Field("info", description="Severity.")
     hostname: Template = Field("{cluster}", description="HOSTNAME of the messages.")
-    app_name: Annotated[str, Field(min_length=1, max_length=48, pattern="^[!-~]+$")] = Field(
-        "kube-apiserver", description="APP-NAME of the messages."
+    app_name: str = Field(
+        "kube-apiserver",
+        min_length=1,
+        max_length=48,
+        pattern=grammar("^[!-~]+$", "printable ASCII without blanks"),
+        description="APP-NAME of the messages.",
     )
     max_message_bytes: Integer = Field(
         65536, ge=480, le=16777216, description="Largest message the server takes; larger events lose their bodies."
     )
 
-    speaks_http: ClassVar[bool] = False
+    proxied: ClassVar[bool] = False
+    encryption: ClassVar[Encryption] = BY_TRANSPORT
 
 
 class Http(SinkType):
@@ -544,8 +665,7 @@ class Http(SinkType):
         "NDJSON",
         description="One event per line; an array; or an audit.k8s.io/v1 EventList, as API servers send it (Falco).",
     )
-    headers: Headers = Field(default_factory=dict, description="Headers to add.")
-    secret_headers: tuple[SecretHeader, ...] = Field((), max_length=16, description="Headers that are credentials.")
+    headers: Headers = Field((), description="Headers to add.")
     auth: HttpAuth | None = Field(None, description="Who we are.")
     compression: Literal["None", "gzip", "zstd"] = Field("None", description="Compression of requests.")
 
@@ -558,15 +678,24 @@ class FileRotation(Model):
     max_files: Integer = Field(10, ge=1, le=10000, description="Closed files that stay; the oldest goes first.")
 
 
+_PLACEHOLDER: Final = r"\{(cluster|namespace|sink|receiver)\}"
+_FILE_PART: Final = rf"([A-Za-z0-9_-]|{_PLACEHOLDER})([A-Za-z0-9_.-]|{_PLACEHOLDER})*"
+
+
 class File(SinkType):
     """Files on the receiver's own volume, or on a claim of yours; each receiver writes its own."""
 
-    path: Annotated[
-        str,
-        Field(
-            min_length=1, max_length=255, pattern=r"^[A-Za-z0-9_{][A-Za-z0-9_{}.-]*(/[A-Za-z0-9_{][A-Za-z0-9_{}.-]*)*$"
+    path: str = Field(
+        "{namespace}/{sink}/{receiver}.log",
+        min_length=1,
+        max_length=255,
+        pattern=grammar(
+            rf"^({_FILE_PART})(/({_FILE_PART}))*$",
+            "a relative path of letters, digits, -, _, . and {cluster} {namespace} {sink} {receiver}; "
+            "no part begins with a dot",
         ),
-    ] = Field("{namespace}/{sink}/{receiver}.log", description="Path below the volume's folder for files.")
+        description="Path below the folder for files on the volume.",
+    )
     claim_name: Name | None = Field(
         None,
         description="PersistentVolumeClaim in the operator's namespace (ReadWriteMany with several receivers); "
@@ -575,15 +704,17 @@ class File(SinkType):
     rotation: FileRotation = Field(FileRotation(), description="When a new file is begun.")
     compression: Literal["None", "gzip", "zstd"] = Field("gzip", description="Compression of closed files.")
 
-    speaks_http: ClassVar[bool] = False
-    speaks_tls: ClassVar[bool] = False
+    network: ClassVar[bool] = False
+    proxied: ClassVar[bool] = False
+    encryption: ClassVar[Encryption] = NEVER
 
 
 class Stdout(SinkType):
     """The receiver's standard output, one event per line, for a log collector on the node."""
 
-    speaks_http: ClassVar[bool] = False
-    speaks_tls: ClassVar[bool] = False
+    network: ClassVar[bool] = False
+    proxied: ClassVar[bool] = False
+    encryption: ClassVar[Encryption] = NEVER
 
 
 class SinkTypes(Model):
@@ -692,7 +823,29 @@ class AuditSinkSpec(SinkTypes):
         AllowedNamespaces(), description="Which namespaces' AuditPolicies may name this sink."
     )
 
-    cel_rules: ClassVar[tuple[CelRule, ...]] = (exactly_one_of(*SINK_TYPES, what="sink type"),)
+    cel_rules: ClassVar[tuple[CelRule, ...]] = (
+        exactly_one_of(*SINK_TYPES, what="sink type"),
+        CelRule(
+            rule="!has(self.tls) || "
+            + " || ".join(
+                f"(has(self.{name}) && {kind.encryption.rule.format(f'self.{name}')})"
+                for name, kind in SINK_TYPES.items()
+                if kind.encryption is not NEVER
+            ),
+            message="tls needs an encrypted connection: https:// in the URL, transport TLS; file and stdout have none",
+            holds=lambda self: (
+                self.tls is None or any(config.encryption.holds(config) for config in self._given.values())
+            ),
+            field=".tls",
+        ),
+        CelRule(
+            rule="!has(self.proxy) || "
+            + " || ".join(f"has(self.{name})" for name, kind in SINK_TYPES.items() if kind.proxied),
+            message="proxy is for sinks that speak HTTP: leave it out",
+            holds=lambda self: self.proxy is None or any(config.proxied for config in self._given.values()),
+            field=".proxy",
+        ),
+    )
 
     @property
     def type(self) -> str:
@@ -715,6 +868,22 @@ class AuditSinkSpec(SinkTypes):
         )
 
     @property
+    def plaintext(self) -> bool:
+        """Whether events leave the receiver's machine unencrypted."""
+        return self.config.network and not self.config.encryption.holds(self.config)
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The hosts that the settings name, in lower case without port; the cloud providers' own are not among them."""
+        named = (_host(str(value)) for path, value in walk(self, "spec") if _ENDPOINT.search(path))
+        return tuple(dict.fromkeys(named))
+
+    @property
+    def secrets(self) -> tuple[SecretKeyReference, ...]:
+        """Every key of a Secret that is needed."""
+        return tuple(dict.fromkeys(_secrets(self)))
+
+    @property
     def _given(self) -> dict[str, SinkType]:
         given: dict[str, SinkType] = {}
         for attribute, field in SinkTypes.model_fields.items():
@@ -722,6 +891,24 @@ class AuditSinkSpec(SinkTypes):
             if config is not None:
                 given[str(field.alias)] = config
         return given
+
+
+_ENDPOINT: Final = re.compile(r"\.(url|endpoint|address|(urls|brokers)\[[0-9]+\])$")
+
+
+def _host(address: str) -> str:
+    """The host in a URL or in host:port."""
+    authority = re.split("[/?#]", address.partition("://")[2] or address)[0].lower()
+    return authority[1:].partition("]")[0] if authority.startswith("[") else authority.partition(":")[0]
+
+
+def _secrets(spec: AuditSinkSpec) -> Iterator[SecretKeyReference]:
+    for _, value in walk(spec, "spec"):
+        if isinstance(value, SecretKeyReference):
+            yield value
+        elif isinstance(value, ClientCertificate):
+            yield value.certificate
+            yield value.private_key
 
 
 class AuditSinkStatus(Status):

@@ -70,12 +70,11 @@ def _model(document: Mapping[Any, Any]) -> type[Resource]:
     version, kind = document.get("apiVersion"), document.get("kind")
     if version != API_VERSION:
         raise ResourceError((_wrong_version(version),))
-    if kind not in KINDS:
-        known = f"write one of {', '.join(KINDS)}"
-        raise ResourceError(
-            (Problem("kind", "is no kind of audit-operator.dev", _show(kind), _guess(kind, KINDS, known)),)
-        )
-    return KINDS[kind]
+    model = KINDS.get(str(kind))
+    if model is None:
+        way_out = _guess(kind, KINDS, f"write one of {', '.join(KINDS)}")
+        raise ResourceError((Problem("kind", f"is no kind of {GROUP}", _show(kind), way_out),))
+    return model
 
 
 def _wrong_version(version: object) -> Problem:
@@ -89,10 +88,11 @@ def _wrong_version(version: object) -> Problem:
 
 # --- pydantic's errors as sentences ----------------------------------------------------------------------------------
 
+_VERIFIED: Final = "trust the server's own certificate with caBundle; for another name in it use serverName"
 _ELSEWHERE: Final = MappingProxyType(
     {
-        "insecureSkipVerify": "trust the server's own certificate with caBundle; for another name in it use serverName",
-        "insecureSkipTLSVerify": "trust the server's own certificate with caBundle; for another name in it use serverName",
+        "insecureSkipVerify": _VERIFIED,
+        "insecureSkipTLSVerify": _VERIFIED,
         "password": "credentials are Secrets; refer to one with auth",
         "token": "credentials are Secrets; refer to one with auth",
         "ca": "write caBundle, caSecret or caConfigMap",
@@ -119,7 +119,7 @@ def _problems(model: type[BaseModel], entry: Mapping[str, Any]) -> Iterator[Prob
         choice = f"write one of {', '.join(name or repr(name) for name in known)}"
         yield Problem(path, "is not known", _show(value), _guess(value, known, choice))
     elif kind == "string_pattern_mismatch":
-        yield Problem(path, f"must be {GRAMMARS.get(context['pattern'], 'like ' + context['pattern'])}", _show(value))
+        yield Problem(path, f"must be {GRAMMARS[context['pattern']]}", _show(value))
     else:
         yield Problem(path, _sentence(kind, context, entry["msg"]), _show(value))
 

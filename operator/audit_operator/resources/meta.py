@@ -5,10 +5,10 @@ everything else (a CEL runtime takes longer to import than `audit-operator lint`
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, Self
 
 from pydantic import (
     BaseModel,
@@ -134,15 +134,20 @@ class Model(BaseModel):
         return data
 
     @model_validator(mode="after")
-    def _obey_rules(self) -> "Model":
-        enforce(type(self).cel_rules, self)
+    def _obey_rules(self) -> Self:
+        enforce(type(self).all_rules(), self)
         return self
+
+    @classmethod
+    def all_rules(cls) -> tuple[CelRule, ...]:
+        """The rules of this model, those of its bases first."""
+        return tuple(rule for base in reversed(cls.__mro__) for rule in vars(base).get("cel_rules", ()))
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         described = handler.resolve_ref_schema(handler(schema))
-        if cls.cel_rules:
-            described["x-kubernetes-validations"] = [rule.wire() for rule in cls.cel_rules]
+        if rules := cls.all_rules():
+            described["x-kubernetes-validations"] = [rule.wire() for rule in rules]
         return described
 
 
@@ -168,6 +173,26 @@ def at_most_one_of(*names: str, what: str) -> CelRule:
     )
 
 
+def walk(model: BaseModel, path: str) -> Iterator[tuple[str, object]]:
+    """Every value below ``model`` that is not None, models included, with its path on the wire below ``path``."""
+    fields = type(model).model_fields
+    for attribute, field in fields.items():
+        value = getattr(model, attribute)
+        yield from _walk(value, f"{path}.{field.alias}")
+
+
+def _walk(value: object, path: str) -> Iterator[tuple[str, object]]:
+    if value is None:
+        return
+    if isinstance(value, tuple):
+        for index, item in enumerate(value):
+            yield from _walk(item, f"{path}[{index}]")
+        return
+    yield path, value
+    if isinstance(value, BaseModel):
+        yield from walk(value, path)
+
+
 def _snake(name: str) -> str:
     """clusterIP -> cluster_ip: the attribute of a wire name."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
@@ -184,7 +209,8 @@ def grammar(pattern: str, words: str) -> str:
 
 
 # --- scalars ---------------------------------------------------------------------------------------------------------
-# No coercion: the API server refuses "3" for 3 and "yes" for true, so we do.
+# No coercion: the API server refuses "3" for 3 and "yes" for true, so we do. Patterns mean the same to Go and to Rust
+# (pydantic's): no look-around, no \\s or \\d, which differ outside ASCII.
 
 Boolean = Annotated[bool, Strict()]
 Integer = Annotated[int, Strict()]
@@ -195,18 +221,76 @@ _LABEL: Final = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 Text = Annotated[str, Field(min_length=1, max_length=253)]
 """A short string without a grammar of ours."""
 
-Name = Annotated[str, Field(min_length=1, max_length=253, pattern=rf"^{_LABEL}(\.{_LABEL})*$")]
+Name = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=253,
+        pattern=grammar(
+            rf"^{_LABEL}(\.{_LABEL})*$",
+            "a name of Kubernetes: lower-case letters, digits, - and ., with a letter or digit at both ends",
+        ),
+    ),
+]
 """RFC 1123 subdomain: the name of an object."""
 
-NamespaceName = Annotated[str, Field(min_length=1, max_length=63, pattern=f"^{_LABEL}$")]
+NamespaceName = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=63,
+        pattern=grammar(
+            f"^{_LABEL}$", "a namespace: lower-case letters, digits and -, with a letter or digit at both ends"
+        ),
+    ),
+]
 """RFC 1123 label: the name of a namespace."""
 
-LabelKey = Annotated[str, Field(min_length=1, max_length=317)]
-LabelValue = Annotated[str, Field(max_length=63, pattern="^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$")]
-Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=64)]
-Annotations = Annotated[dict[LabelKey, Annotated[str, Field(max_length=4096)]], Field(max_length=64)]
+OptionalNamespace = Annotated[
+    str,
+    Field(
+        max_length=63,
+        pattern=grammar(
+            f"^({_LABEL})?$",
+            "a namespace: lower-case letters, digits and -, with a letter or digit at both ends; or empty",
+        ),
+    ),
+]
 
-Duration = Annotated[str, Field(max_length=32, pattern="^([0-9]{1,5}(h|m|s|ms)){1,4}$", examples=["10s", "1m30s"])]
+DataKey = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=253,
+        pattern=grammar("^[-._a-zA-Z0-9]+$", "a key of a Secret or ConfigMap: letters, digits, -, _ and ."),
+    ),
+]
+
+LabelKey = Annotated[str, Field(min_length=1, max_length=317)]
+LabelValue = Annotated[
+    str,
+    Field(
+        max_length=63,
+        pattern=grammar(
+            "^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$",
+            "a label value: letters, digits, -, _ and ., with a letter or digit at both ends; or empty",
+        ),
+    ),
+]
+# A CRD cannot bound the keys of a map, so neither do we: both sides take the same documents.
+Labels = Annotated[dict[str, LabelValue], Field(max_length=64)]
+Annotations = Annotated[dict[str, Annotated[str, Field(max_length=4096)]], Field(max_length=64)]
+Constants = Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=32)]
+"""Names and values that go with every event, whatever the sink calls them."""
+
+Duration = Annotated[
+    str,
+    Field(
+        max_length=32,
+        pattern=grammar("^([0-9]{1,5}(h|m|s|ms)){1,4}$", "a duration such as 500ms, 10s, 1m30s or 24h"),
+        examples=["10s", "1m30s"],
+    ),
+]
 """A Go duration in the subset that Gateway API settled on (GEP-2257): whole numbers of h, m, s, ms."""
 
 
@@ -217,7 +301,9 @@ def seconds(duration: str) -> float:
     return sum((timedelta(**{unit[name]: int(number)}) for number, name in parts), timedelta()).total_seconds()
 
 
-_QUANTITY: Final = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
+_QUANTITY: Final = grammar(
+    r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$", "a quantity such as 500m, 2, 256Mi or 10Gi"
+)
 _SUFFIXES: Final = {"": 1.0, "m": 1e-3} | {
     name + suffix: float(base**power)
     for suffix, base in (("", 1000), ("i", 1024))
@@ -252,36 +338,57 @@ def quantity(text: str) -> float:
     return float(digits) * _SUFFIXES[text[len(digits) :]]
 
 
+_USERINFO: Final = "^[a-z]+://[^/?#]*@"
 _NO_USERINFO: Final = CelRule(
-    rule="!self.matches('^[a-z]+://[^/?#]*@')",
+    rule=f"!self.matches('{_USERINFO}')",
     message="holds a user or password; take them out of the URL and refer to a Secret with auth",
-    holds=lambda url: re.search("^[a-z]+://[^/?#]*@", url) is None,
+    holds=lambda url: re.search(_USERINFO, url) is None,
 )
 
-Url = Annotated[str, Field(max_length=1024, pattern=r"^https?://[^\s]+$", examples=["https://siem:9200"]), _NO_USERINFO]
-"""Where HTTP goes. The pattern lets a user name through so that a rule, which never repeats the value, refuses it."""
-
-_HOST: Final = r"([A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])"
-Host = Annotated[str, Field(max_length=253, pattern=f"^{_HOST}$")]
-"""A DNS name, an IPv4 address, or an IPv6 address in brackets."""
-
-HostPort = Annotated[str, Field(max_length=259, pattern=f"^{_HOST}:[0-9]{{1,5}}$", examples=["kafka-0:9093"])]
-"""host:port"""
-
 _OCTET: Final = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
-IpAddress = Annotated[
-    str, Field(max_length=45, pattern=rf"^({_OCTET}(\.{_OCTET}){{3}}|[0-9A-Fa-f]{{0,4}}:[0-9A-Fa-f:.]*)$")
-]
-Cidr = Annotated[
+_IPV4: Final = rf"{_OCTET}(\.{_OCTET}){{3}}"
+_IPV6: Final = "[0-9A-Fa-f]{0,4}:[0-9A-Fa-f:.]*"
+_DNS: Final = "[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?"
+
+_URL: Final = rf"^https?://([!-.0->@-~]*@)?({_DNS}|\[{_IPV6}\])(:[0-9]{{1,5}})?([/?#][!-~]*)?$"
+
+Url = Annotated[
     str,
     Field(
-        max_length=49,
-        pattern=rf"^({_OCTET}(\.{_OCTET}){{3}}/[0-9]{{1,2}}|[0-9A-Fa-f]{{0,4}}:[0-9A-Fa-f:.]*/[0-9]{{1,3}})$",
+        max_length=1024,
+        pattern=grammar(_URL, "a URL such as https://siem.example.com:9200"),
+        examples=["https://siem.example.com:9200"],
+    ),
+    _NO_USERINFO,
+]
+"""Where HTTP goes. The pattern lets a user name through so that a rule, which never repeats the value, refuses it."""
+
+IpAddress = Annotated[str, Field(max_length=45, pattern=grammar(f"^({_IPV4}|{_IPV6})$", "an IP address"))]
+
+Cidr = Annotated[
+    str,
+    Field(max_length=49, pattern=grammar(f"^({_IPV4}/[0-9]{{1,2}}|{_IPV6}/[0-9]{{1,3}})$", "a range: 10.0.0.0/8")),
+]
+
+Host = Annotated[
+    str, Field(min_length=1, max_length=253, pattern=grammar(f"^({_DNS}|{_IPV6})$", "a host name or an IP address"))
+]
+
+HostPort = Annotated[
+    str,
+    Field(
+        max_length=260,
+        pattern=grammar(rf"^({_DNS}|\[{_IPV6}\]):[0-9]{{1,5}}$", "host:port, with an IPv6 address in brackets"),
+        examples=["kafka-0.kafka:9093"],
     ),
 ]
 
 
 # --- objects ---------------------------------------------------------------------------------------------------------
+
+
+ATOMIC: Final = ConfigDict(json_schema_extra={"x-kubernetes-map-type": "atomic"})
+"""For objects whose fields make sense together only: server-side apply gives them one owner."""
 
 
 class ObjectMeta(Model):
@@ -290,7 +397,7 @@ class ObjectMeta(Model):
     model_config = ConfigDict(extra="allow")
 
     name: Name = Field(description="Name of the object.")
-    namespace: str = Field("", max_length=63, pattern=f"^({_LABEL})?$", description="Namespace of the object.")
+    namespace: OptionalNamespace = Field("", description="Namespace of the object.")
     uid: str = Field("", description="Identity over time, given by the API server.")
     generation: Integer = Field(0, ge=0, description="Number of the spec's version, given by the API server.")
     resource_version: str = Field("", description="Version of the object, given by the API server.")
@@ -303,14 +410,16 @@ class Condition(Model):
 
     type: str = Field(
         max_length=316,
-        pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])$",
+        pattern=grammar(
+            rf"^({_LABEL}(\.{_LABEL})*/)?(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])$", "a condition type in CamelCase"
+        ),
         description="What was observed, in CamelCase.",
     )
     status: Literal["True", "False", "Unknown"] = Field(description="Whether it holds.")
     reason: str = Field(
         min_length=1,
         max_length=1024,
-        pattern="^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$",
+        pattern=grammar("^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$", "a reason in CamelCase"),
         description="The cause in one CamelCase word, for programs.",
     )
     message: str = Field(max_length=32768, description="The cause and the way out in a sentence, for people.")
@@ -337,10 +446,10 @@ class Status(Model):
 class SecretKeyReference(Model):
     """One key of a Secret in the resource's own namespace."""
 
+    model_config = ATOMIC
+
     name: Name = Field(description="Name of the Secret, in the same namespace as this resource.")
-    key: str = Field(
-        min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$", description="Key in the Secret's data."
-    )
+    key: DataKey = Field(description="Key in the Secret's data.")
 
 
 class SelectorRequirement(Model):
@@ -365,6 +474,8 @@ class SelectorRequirement(Model):
 class LabelSelector(Model):
     """A Kubernetes label selector: every requirement must hold; empty selects everything."""
 
+    model_config = ATOMIC
+
     match_labels: Labels = Field(default_factory=dict, description="Labels that must have exactly these values.")
     match_expressions: tuple[SelectorRequirement, ...] = Field(
         (), max_length=16, description="Requirements, all of which must hold."
@@ -372,8 +483,9 @@ class LabelSelector(Model):
 
 
 class NamespaceChoice(Model):
-    """Which namespaces: by name or by label. The subclasses say what else ``from`` can be."""
+    """Which namespaces: by name or by label. Subclasses narrow ``from`` where there is no namespace to be the same."""
 
+    from_: Literal["Same", "All", "Names", "Selector"] = Field(alias="from", description="How they are chosen.")
     names: tuple[NamespaceName, ...] = Field((), max_length=256, description="The namespaces, for `from: Names`.")
     selector: LabelSelector | None = Field(None, description="Labels of the namespaces, for `from: Selector`.")
 
@@ -396,9 +508,9 @@ class NamespaceChoice(Model):
 class ResourceRequirements(Model):
     """CPU, memory and ephemeral storage of a container, as in a pod."""
 
-    requests: Annotated[dict[Text, Quantity], Field(max_length=16)] = Field(
+    requests: Annotated[dict[str, Quantity], Field(max_length=16)] = Field(
         default_factory=dict, description="What is reserved.", examples=[{"cpu": "100m", "memory": "256Mi"}]
     )
-    limits: Annotated[dict[Text, Quantity], Field(max_length=16)] = Field(
+    limits: Annotated[dict[str, Quantity], Field(max_length=16)] = Field(
         default_factory=dict, description="What is the most.", examples=[{"memory": "1Gi"}]
     )
