@@ -2,7 +2,7 @@
 
 A region is a rule without its outcome. Every question is answered on the safe side: ``intersect`` never loses a
 request, ``covers`` is never claimed wrongly. Both are exact but for two lists of userGroups that only overlap (a
-request has many groups, so "in A and in B" is no list of groups).
+request has many groups, so "in A and in B" is no list of groups) and for the item ``*/*``.
 """
 
 import enum
@@ -13,7 +13,6 @@ from typing import Final, Self, TypeVar
 import msgspec
 
 from audit_operator.policy.model import GroupResources, Rule
-
 
 T = TypeVar("T", bound=Hashable)
 
@@ -103,8 +102,7 @@ class Region(msgspec.Struct, frozen=True):
             return None
         atoms = self.atoms if other.atoms is None else other.atoms
         if self.atoms is not None and other.atoms is not None:
-            pairs = (mine & theirs for mine, theirs in product(self.atoms, other.atoms))
-            atoms = frozenset(_reduced((atom for atom in pairs if atom is not None), Atom.covers))
+            atoms = _both_atoms(self.atoms, other.atoms)
         paths = self.paths if other.paths is None else other.paths
         if self.paths is not None and other.paths is not None:
             pairs_of_paths = (_path_and(mine, theirs) for mine, theirs in product(self.paths, other.paths))
@@ -132,6 +130,15 @@ class Region(msgspec.Struct, frozen=True):
             and _all_covered(self.atoms, other.atoms, Atom.covers)
             and _all_covered(self.paths, other.paths, path_covers)
         )
+
+
+def normal(region: Region) -> Region:
+    """The same region without atoms and paths that another one covers: equal regions are equal values."""
+    return msgspec.structs.replace(
+        region,
+        atoms=None if region.atoms is None else frozenset(_reduced(region.atoms, Atom.covers)),
+        paths=None if region.paths is None else frozenset(_reduced(region.paths, path_covers)),
+    )
 
 
 def path_covers(spec: str, other: str) -> bool:
@@ -165,12 +172,19 @@ def _both(mine: Values, theirs: Values) -> Values:
 
 
 def _both_groups(mine: Values, theirs: Values) -> Values:
-    """Lists that only overlap give the shorter one, the first by name if equal: the order of inputs must not show."""
-    if mine is None or theirs is None:
-        return theirs if mine is None else mine
-    if mine <= theirs or theirs <= mine:
-        return mine & theirs
-    return min(mine, theirs, key=lambda groups: (len(groups), sorted(groups)))
+    """Lists that only overlap give mine: the result must stay inside this region."""
+    return theirs if mine is None or (theirs is not None and theirs <= mine) else mine
+
+
+def _both_atoms(mine: frozenset[Atom], theirs: frozenset[Atom]) -> frozenset[Atom]:
+    if mine == theirs:
+        return mine
+    pairs = [both for one, other in product(mine, theirs) if (both := one & other) is not None]
+    # Only "*/*" (a common mistake) speaks of a resource or subresource that is literally "*", and a part of it cannot
+    # be written as a rule. Then all of mine is the answer: too much, never too little, and still inside this region.
+    if any("*" in (atom.resource, atom.subresource) for atom in pairs):
+        return mine
+    return frozenset(_reduced(pairs, Atom.covers))
 
 
 def _superset(mine: Values, theirs: Values) -> bool:
@@ -238,25 +252,24 @@ class RegionIndex:
     """Many regions at once: one question, answered for all of them as the bits of an integer.
 
     Args:
-        regions: region i is bit i of every answer.
+        regions: region i is bit i of every answer. None is a gap, in no answer.
 
     """
 
-    def __init__(self, regions: Sequence[Region]) -> None:
-        self._all = (1 << len(regions)) - 1
+    def __init__(self, regions: Sequence[Region | None]) -> None:
         self._scopes = {
             scope: (
-                _mask(i for i, region in enumerate(regions) if region.scope & scope),
-                _mask(i for i, region in enumerate(regions) if region.scope & scope == scope),
+                _mask(i for i, region in enumerate(regions) if region and region.scope & scope),
+                _mask(i for i, region in enumerate(regions) if region and region.scope & scope == scope),
             )
             for scope in (Scope.RESOURCE, Scope.NON_RESOURCE, Scope.BOTH)
         }
-        self._users = _ValueIndex([region.users for region in regions])
-        self._user_groups = _ValueIndex([region.user_groups for region in regions])
-        self._verbs = _ValueIndex([region.verbs for region in regions])
-        self._namespaces = _ValueIndex([region.namespaces for region in regions])
-        self._atoms = _AtomIndex([region.atoms for region in regions])
-        self._paths = _PathIndex([region.paths for region in regions])
+        self._users = _ValueIndex([region.users if region else None for region in regions])
+        self._user_groups = _ValueIndex([region.user_groups if region else None for region in regions])
+        self._verbs = _ValueIndex([region.verbs if region else None for region in regions])
+        self._namespaces = _ValueIndex([region.namespaces if region else None for region in regions])
+        self._atoms = _AtomIndex([region.atoms if region else None for region in regions])
+        self._paths = _PathIndex([region.paths if region else None for region in regions])
 
     def relations(self, region: Region) -> tuple[int, int]:
         """(regions that share a request with this one, regions that cover it); the second is a subset of the first.

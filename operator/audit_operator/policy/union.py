@@ -1,0 +1,360 @@
+"""One server policy that records at least what every policy needs: sound always, tight and small where it can be.
+
+How it works. A server policy is built as a list of regions; each gets the outcome that is enough for every request
+that can reach it. For a region and a policy, that outcome is bounded by the policy's rules that meet the region, up to
+the first that covers it, without those that are *placed*: a rule is placed once its region has been emitted, because a
+request that still comes by did not match it. So any list of regions in any order is sound; order and choice of regions
+only make it tight.
+
+* Rules are placed policy by policy in order (interleaved), so a rule's own outcome is exact when its turn comes.
+* Where the others make a region's outcome uncertain (some of its requests need less), the region is first split by the
+  rules that do (this is the product of the policies, built only where it pays), within a budget.
+
+Then the list is simplified: covered rules go, rules that change nothing go, rules of one shape merge, so that a
+thousand tenants who differ only in their namespace cost what one does.
+
+All policies' rules are bits of one integer, a segment per policy, so a question to a thousand policies is a handful
+of integer operations.
+"""
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from functools import partial
+
+import msgspec
+
+from audit_operator.policy.model import STAGES, Level, Policy, Rule, Stage
+from audit_operator.policy.region import Region, RegionIndex, Scope, entries, normal
+
+_SPLIT_DEPTH = 3
+_SPLITS_PER_REGION = 48
+_REGIONS_PER_RULE = 4
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What a server policy does with a request."""
+
+    level: Level
+    omit_stages: frozenset[Stage]
+    omit_managed_fields: bool
+
+
+NOTHING = Outcome(Level.NONE, frozenset(STAGES), omit_managed_fields=True)
+"""The outcome of a request that nobody wants; the least there is."""
+
+
+def union(policies: Iterable[Policy]) -> Policy:
+    """The server policy that records at least what each policy needs.
+
+    Minimal counts as Metadata (an API server has no Minimal). A rule with a namespaceSelector may match in any
+    namespace or in none, so that a label never changes the result. The order of the policies does not matter.
+
+    Args:
+        policies: any number, with any rules.
+
+    Returns:
+        a policy without Minimal and namespaceSelector, in which for every request level, stages and managedFields are
+        at least what each policy asks for. Without input, or if nobody wants anything: one rule of level None (an API
+        server refuses an empty list).
+
+    """
+    distinct = sorted({_canonical(policy) for policy in policies}, key=msgspec.json.encode)
+    builder = _Builder(distinct)
+    builder.run()
+    rules = _simplified(builder.emitted)
+    return _policy(rules)
+
+
+def outcome_of(policy: Policy, rule: Rule) -> Outcome:
+    """What the rule, when it decides, asks of a server."""
+    level = rule.level.server
+    if level is Level.NONE:
+        return NOTHING
+    omit = policy.omit_managed_fields if rule.omit_managed_fields is None else rule.omit_managed_fields
+    return Outcome(level, policy.omit_stages | rule.omit_stages, omit or level < Level.REQUEST)
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    """A rule as the union sees it. Optional: it matches or not, by labels nobody knows here."""
+
+    region: Region
+    outcome: Outcome
+    optional: bool
+
+
+def _canonical(policy: Policy) -> tuple[_Entry, ...]:
+    """The policy's meaning without names and origins; rules behind a catch-all can never match."""
+    result: list[_Entry] = []
+    for rule in policy.rules:
+        optional = rule.namespace_selector is not None
+        result.append(_Entry(Region.of(rule), outcome_of(policy, rule), optional))
+        if not optional and result[-1].region == Region():
+            break
+    while result and result[-1].outcome == NOTHING:
+        result.pop()
+    return tuple(result)
+
+
+class _Wants:
+    """Each thing that can be asked for, and which bits ask for it."""
+
+    def __init__(self, entries_: Sequence[_Entry | None]) -> None:
+        def asking(test: Callable[[Outcome], bool]) -> int:
+            return _mask(i for i, entry in enumerate(entries_) if entry and test(entry.outcome))
+
+        self.levels = {
+            level: asking(partial(_reaches, level)) for level in (Level.REQUEST_RESPONSE, Level.REQUEST, Level.METADATA)
+        }
+        self.stages = {stage: asking(partial(_keeps, stage)) for stage in STAGES}
+        self.managed_fields = asking(lambda outcome: not outcome.omit_managed_fields)
+        self.all = (*self.levels.values(), *self.stages.values(), self.managed_fields)
+
+    def outcome(self, live: int) -> Outcome:
+        """Enough for all of these rules."""
+        for level, asking in self.levels.items():
+            if live & asking:
+                return Outcome(
+                    level,
+                    frozenset(stage for stage, asking in self.stages.items() if not live & asking),
+                    not live & self.managed_fields,
+                )
+        return NOTHING
+
+
+def _reaches(level: Level, outcome: Outcome) -> bool:
+    return outcome.level >= level
+
+
+def _keeps(stage: Stage, outcome: Outcome) -> bool:
+    return stage not in outcome.omit_stages
+
+
+class _Builder:
+    """Emits regions with their outcomes, first match first."""
+
+    def __init__(self, policies: Sequence[tuple[_Entry, ...]]) -> None:
+        # A segment per policy: its rules, then "no rule matched", then a bit that stays clear for carries.
+        layout: list[_Entry | None] = []
+        starts, ends = [], []
+        self._order: dict[int, tuple[int, int, int]] = {}
+        self._segment: dict[int, tuple[int, int]] = {}
+        for number, policy in enumerate(policies):
+            start = len(layout)
+            starts.append(start)
+            layout += [*policy, None, None]
+            ends.append(len(layout) - 2)
+            segment = (start, (1 << len(policy)) - 1)
+            highest = Level.NONE
+            for position in range(len(policy) - 1, -1, -1):
+                highest = max(highest, policy[position].outcome.level)
+                # Policy by policy in order, what leads to high levels first: exact on top of what is bounded below.
+                self._order[start + position] = (-highest, position, number)
+                self._segment[start + position] = segment
+        self._entries = layout
+        self._starts = _mask(starts)
+        self._ends = _mask(ends)
+        self._tops = self._ends << 1
+        self._ones = self._tops - self._starts
+        self._rules = _mask(self._order)
+        self._certain = _mask(i for i, entry in enumerate(layout) if entry and not entry.optional)
+        self._wants = _Wants(layout)
+        self._index = RegionIndex([entry.region if entry else None for entry in layout])
+        self._budget = 64 + _REGIONS_PER_RULE * len(self._order)
+        self.emitted: list[tuple[Region, Outcome]] = []
+
+    def run(self) -> None:
+        pending = self._rules
+        for position in sorted(self._order, key=self._order.__getitem__):
+            entry = self._entries[position]
+            assert entry is not None  # noqa: S101 - positions of rules only
+            self._place(entry.region, pending, 1)
+            pending &= ~(1 << position)
+
+    def _place(self, region: Region, pending: int, depth: int) -> None:
+        """Emit the region so that every request in it that comes by has enough.
+
+        ``pending``: the rules that such a request may still match.
+        """
+        meets, covers = self._index.relations(region)
+        if covers & self._rules & ~pending:
+            return  # all of it has been emitted before
+        first = (covers & self._certain) | self._ends
+        reach = first ^ (first - self._starts)  # per segment, up to and including the first that covers
+        live = meets & reach & pending
+        if depth < _SPLIT_DEPTH and self._uncertain(live, reach):
+            splits = 0
+            for position in self._splitters(live & ~covers, live, reach):
+                if splits >= _SPLITS_PER_REGION or len(self.emitted) >= self._budget:
+                    break
+                entry = self._entries[position]
+                inner = region & entry.region if entry else None
+                if inner is not None and inner != region:
+                    self._place(inner, pending, depth + 1)
+                    splits += 1
+                    pending &= ~(1 << position)
+                    live = meets & reach & pending
+                    if not self._uncertain(live, reach):
+                        break
+        self.emitted.append((region, self._wants.outcome(live)))
+
+    def _uncertain(self, live: int, reach: int) -> list[int]:
+        """The wants that some live rule has and no policy has for certain all over the region."""
+        undecided = reach & self._ends
+        result = []
+        for asking in self._wants.all:
+            if not live & asking:
+                continue
+            # A segment is certain if it cannot end in anything that does not ask: then no carry reaches its top bit.
+            otherwise = (live & ~asking) | undecided
+            if (otherwise + self._ones) & self._tops == self._tops:
+                result.append(asking)
+        return result
+
+    def _splitters(self, crossing: int, live: int, reach: int) -> Iterator[int]:
+        """The rules that meet the region without covering it and stand before, or are, a cause of uncertainty."""
+        uncertain = self._uncertain(live, reach)
+        chosen = []
+        for position in _positions(crossing):
+            start, ones = self._segment[position]
+            rest = ones & -(1 << (position - start))
+            if any((live & asking) >> start & rest for asking in uncertain):
+                chosen.append(position)
+        return iter(sorted(chosen, key=self._order.__getitem__))
+
+
+def _positions(mask: int) -> Iterator[int]:
+    """The set bits, lowest first."""
+    offset = 0
+    for byte in mask.to_bytes((mask.bit_length() + 7) // 8, "little"):
+        if byte:
+            for bit in range(8):
+                if byte >> bit & 1:
+                    yield offset + bit
+        offset += 8
+
+
+def _mask(indices: Iterable[int]) -> int:
+    positions = list(indices)
+    buffer = bytearray(max(positions, default=0) // 8 + 1)
+    for position in positions:
+        buffer[position >> 3] |= 1 << (position & 7)
+    return int.from_bytes(buffer, "little")
+
+
+def _simplified(rules: list[tuple[Region, Outcome]]) -> list[tuple[Region, Outcome]]:
+    size = -1
+    while size != len(rules):
+        size = len(rules)
+        rules = _merged(_needed(rules))
+    return rules
+
+
+def _by_outcome(rules: Sequence[tuple[Region, Outcome]]) -> dict[Outcome, int]:
+    groups: dict[Outcome, list[int]] = {}
+    for i, (_, outcome) in enumerate(rules):
+        groups.setdefault(outcome, []).append(i)
+    return {outcome: _mask(positions) for outcome, positions in groups.items()}
+
+
+def _needed(rules: list[tuple[Region, Outcome]]) -> list[tuple[Region, Outcome]]:
+    """Without rules that an earlier one covers, and without those whose requests fare the same without them."""
+    index = RegionIndex([region for region, _ in rules])
+    same = _by_outcome(rules)
+    kept = (1 << len(rules)) - 1
+    relations = [index.relations(region) for region, _ in rules]
+    for i, (_, covers) in enumerate(relations):
+        if covers & kept & ((1 << i) - 1):
+            kept &= ~(1 << i)
+    for i in range(len(rules) - 1, -1, -1):
+        if not kept >> i & 1:
+            continue
+        meets, covers = relations[i]
+        later = kept & -(2 << i)
+        covering = covers & later
+        reach = later & ((covering ^ (covering - 1)) if covering else -1)
+        outcome = rules[i][1]
+        ends_alike = covering or outcome == NOTHING
+        if ends_alike and not meets & reach & ~same[outcome]:
+            kept &= ~(1 << i)
+    return [rule for i, rule in enumerate(rules) if kept >> i & 1]
+
+
+_MERGEABLE = ("namespaces", "atoms", "verbs", "users", "user_groups", "paths")
+
+
+def _merged(rules: list[tuple[Region, Outcome]]) -> list[tuple[Region, Outcome]]:
+    """Rules of one outcome that differ in one field become one, where moving the later one up changes nothing."""
+    for field in _MERGEABLE:
+        shapes = [_shape(region, outcome, field) for region, outcome in rules]
+        if len(set(shapes)) < len(shapes):
+            rules = _merged_in(field, shapes, rules)
+    return rules
+
+
+def _shape(region: Region, outcome: Outcome, field: str) -> Hashable:
+    """What two rules must share to be merged in this field; unique where the field is open."""
+    if getattr(region, field) is None:
+        return region, outcome
+    return msgspec.structs.replace(region, **{field: None}), outcome, field
+
+
+def _merged_in(
+    field: str, shapes: Sequence[Hashable], rules: list[tuple[Region, Outcome]]
+) -> list[tuple[Region, Outcome]]:
+    index = RegionIndex([region for region, _ in rules])
+    same = _by_outcome(rules)
+    heads: dict[Hashable, int] = {}
+    members: dict[int, list[int]] = {}
+    for i, (region, outcome) in enumerate(rules):
+        head = heads.get(shapes[i])
+        if head is not None:
+            meets, _ = index.relations(region)
+            if not meets & ((1 << i) - (2 << head)) & ~same[outcome]:
+                members[head].append(i)
+                continue
+        heads[shapes[i]] = i
+        members[i] = [i]
+    result = []
+    for head, group in sorted(members.items()):
+        region, outcome = rules[head]
+        if len(group) > 1:
+            values = frozenset().union(*(getattr(rules[i][0], field) for i in group))
+            region = normal(msgspec.structs.replace(region, **{field: values}))
+        result.append((region, outcome))
+    return result
+
+
+def _policy(rules: Sequence[tuple[Region, Outcome]]) -> Policy:
+    """The list as a policy, with what all its rules share said once, for the whole policy."""
+    recorded = [outcome for _, outcome in rules if outcome != NOTHING]
+    if not recorded:
+        return Policy(rules=(Rule(level=Level.NONE),))
+    stages = frozenset.intersection(*(outcome.omit_stages for outcome in recorded))
+    bodies = [outcome for outcome in recorded if outcome.level >= Level.REQUEST]
+    managed_fields = bool(bodies) and all(outcome.omit_managed_fields for outcome in bodies)
+    return Policy(
+        rules=tuple(_rule(region, outcome, stages, managed_fields) for region, outcome in rules),
+        omit_stages=stages,
+        omit_managed_fields=managed_fields,
+    )
+
+
+def _rule(region: Region, outcome: Outcome, stages: frozenset[Stage], managed_fields: bool) -> Rule:
+    nothing = outcome == NOTHING
+    own_choice = outcome.level >= Level.REQUEST and outcome.omit_managed_fields != managed_fields
+    return Rule(
+        level=outcome.level,
+        users=_listed(region.users),
+        user_groups=_listed(region.user_groups),
+        verbs=_listed(region.verbs),
+        namespaces=_listed(region.namespaces),
+        resources=entries(region.atoms) if region.atoms is not None else (),
+        non_resource_urls=_listed(frozenset("*") if region.paths is None else region.paths)
+        if region.scope is Scope.NON_RESOURCE
+        else (),
+        omit_stages=frozenset() if nothing else outcome.omit_stages - stages,
+        omit_managed_fields=outcome.omit_managed_fields if own_choice else None,
+    )
+
+
+def _listed(values: frozenset[str] | None) -> tuple[str, ...]:
+    return tuple(sorted(values or ()))
