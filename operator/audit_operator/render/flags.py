@@ -136,8 +136,6 @@ def _log_errors(spec: "AuditBackendSpec") -> Iterator[Problem]:
     elif f"{directory}/".startswith(f"{NODE_DIRECTORY}/"):
         why = f"lies in {NODE_DIRECTORY}, which the API server mounts read-only"
         yield Problem(field, why, shown, "write logs to another folder")
-    elif {".", ".."} & set(path.split("/")):
-        yield Problem(field, "is not a plain path", shown, "write it without . and ..")
 
 
 # --- webhook backend -------------------------------------------------------------------------------------------------
@@ -218,8 +216,8 @@ def _webhook_warnings(spec: "AuditBackendSpec", policy: Policy) -> Iterator[Prob
     if ceiling is not None and ceiling < _SLOW:
         yield Problem(
             "spec.webhook.batch.throttle.qps",
-            f"lets one API server deliver at most {ceiling} events a second, in batches of {batch.max_size}; what comes "
-            f"above that fills its buffer of {batch.buffer_size} and is lost",
+            f"lets one API server deliver at most {ceiling} events a second, in batches of {batch.max_size}; what "
+            f"comes above that fills its buffer of {batch.buffer_size} and is lost",
             str(batch.throttle.qps),
             "raise it, or batch.maxSize",
         )
@@ -229,7 +227,7 @@ def _webhook_warnings(spec: "AuditBackendSpec", policy: Policy) -> Iterator[Prob
     if webhook.mode == "blocking-strict" and not _records_request_received(policy):
         yield Problem(
             mode,
-            "does no more than blocking: requests fail at stage RequestReceived only, which the API servers' policy omits",
+            "does no more than blocking: requests fail at stage RequestReceived only, which the server policy omits",
             webhook.mode,
             "record that stage in an AuditPolicy, or write blocking",
         )

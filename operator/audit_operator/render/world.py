@@ -1,0 +1,138 @@
+"""What rendering is told: the resources, and the world around them. Both are values; rendering asks nobody."""
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+import msgspec
+
+from audit_operator.policy.model import Policy
+from audit_operator.resources.auditbackend import AuditBackend
+from audit_operator.resources.auditpolicy import AuditPolicy
+from audit_operator.resources.auditsink import AuditSink
+from audit_operator.resources.load import Problem, Resource
+
+IMAGE: Final = "audit-operator:0.1.0"
+
+
+class Certificates(msgspec.Struct, frozen=True, kw_only=True):
+    """The receiver's certificates as PEM texts, made elsewhere: rendering makes no keys."""
+
+    ca: str
+    certificate: str
+    key: str
+
+
+class ReceiverAddress(msgspec.Struct, frozen=True, kw_only=True):
+    """What the cluster gave the receiver's Service, as far as the AuditBackend leaves it open."""
+
+    cluster_ip: str | None = None
+    node_port: int | None = None
+    load_balancer: str | None = None
+
+
+class World(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything outside the resources that the result depends on.
+
+    ``server_version``: Kubernetes' major and minor. ``namespaces``: all that are known, by name, with their labels.
+    ``api_groups``: what discovery found; None offline, for the groups that Kubernetes itself has. ``server_policy``:
+    the policy that API servers run now, None before the first installation; a union that became smaller does not
+    replace it. ``certificates``: None offline; objects and files then name a Secret and paths that somebody fills.
+    """
+
+    server_version: tuple[int, int] = (1, 36)
+    namespaces: Mapping[str, Mapping[str, str]] = {}
+    api_groups: tuple[str, ...] | None = None
+    root_namespace: str = "audit-system"
+    cluster_domain: str = "cluster.local"
+    image: str = IMAGE
+    certificates: Certificates | None = None
+    receiver_address: ReceiverAddress = ReceiverAddress()
+    server_policy: Policy | None = None
+
+
+class Identity(msgspec.Struct, frozen=True, order=True):
+    """Which resource; ``namespace`` is empty for an AuditBackend."""
+
+    kind: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
+
+
+class Invalid(msgspec.Struct, frozen=True, kw_only=True):
+    """A document that claims to be one of ours and is not valid; its status says why.
+
+    ``source`` says where a person finds it, such as ``tenants.yaml:12``.
+    """
+
+    identity: Identity
+    problems: tuple[Problem, ...]
+    generation: int = 0
+    source: str = ""
+
+
+class Resources(msgspec.Struct, frozen=True, kw_only=True):
+    """A set of resources in the order of namespace and name; made by `Resources.of`. ``backend`` None: defaults."""
+
+    policies: tuple[AuditPolicy, ...] = ()
+    sinks: tuple[AuditSink, ...] = ()
+    backend: AuditBackend | None = None
+    invalid: tuple[Invalid, ...] = ()
+
+    @classmethod
+    def of(cls, items: Iterable[Resource | Invalid], *, namespace: str = "default") -> "Resources":
+        """The set of ``items``, whatever their order.
+
+        ``namespace`` is that of resources which name none, as kubectl's current one. Of resources with one identity and
+        different content none counts: which of them is meant would depend on their order.
+        """
+        valid: dict[Identity, list[Resource]] = {}
+        invalid: dict[Identity, list[Invalid]] = {}
+        for item in items:
+            if isinstance(item, Invalid):
+                invalid.setdefault(item.identity, []).append(item)
+                continue
+            found = _in_namespace(item, namespace)
+            versions = valid.setdefault(identity_of(found), [])
+            if found not in versions:
+                versions.append(found)
+        for identity, versions in valid.items():
+            if len(versions) > 1:
+                generation = max(version.metadata.generation for version in versions)
+                problem = Problem(
+                    "metadata.name", f"is given {len(versions)} times with different content", identity.name, "keep one"
+                )
+                clash = Invalid(identity=identity, problems=(problem,), generation=generation)
+                invalid.setdefault(identity, []).append(clash)
+        sound = [versions[0] for identity, versions in sorted(valid.items()) if identity not in invalid]
+        return cls(
+            policies=tuple(item for item in sound if isinstance(item, AuditPolicy)),
+            sinks=tuple(item for item in sound if isinstance(item, AuditSink)),
+            backend=next((item for item in sound if isinstance(item, AuditBackend)), None),
+            invalid=tuple(_merged(same) for _, same in sorted(invalid.items())),
+        )
+
+
+def identity_of(resource: Resource) -> Identity:
+    """Which resource it is."""
+    return Identity(resource.kind, resource.metadata.namespace, resource.metadata.name)
+
+
+def _in_namespace(resource: Resource, namespace: str) -> Resource:
+    if resource.metadata.namespace or isinstance(resource, AuditBackend):
+        return resource
+    metadata = resource.metadata.model_copy(update={"namespace": namespace})
+    return resource.model_copy(update={"metadata": metadata})
+
+
+def _merged(same: list[Invalid]) -> Invalid:
+    """All that is wrong with one identity, whatever the order in which it was found."""
+    problems = {problem for item in same for problem in item.problems}
+    return Invalid(
+        identity=same[0].identity,
+        problems=tuple(sorted(problems, key=str)) if len(same) > 1 else same[0].problems,
+        generation=max(item.generation for item in same),
+        source=", ".join(sorted({item.source for item in same if item.source})),
+    )
