@@ -154,10 +154,11 @@ class ConfigMapKeyReference(Model):
     key: DataKey = Field("ca.crt", description="Key in its data.")
 
 
-_NO_PRIVATE_KEY = CelRule(
-    rule="!self.contains('PRIVATE KEY')",
-    message="holds a private key; write certificates only, and put the key into a Secret for clientCertificate",
-    holds=lambda text: "PRIVATE KEY" not in text,
+# A rule and not a pattern: a broken pattern repeats the value, and the value may be a private key.
+_CERTIFICATES: Final = CelRule(
+    rule="self.contains('-----BEGIN CERTIFICATE-----') && !self.contains('PRIVATE KEY')",
+    message="must be PEM certificates and nothing secret; the key of a client certificate belongs into a Secret",
+    holds=lambda text: "-----BEGIN CERTIFICATE-----" in text and "PRIVATE KEY" not in text,
 )
 
 
@@ -167,14 +168,9 @@ class Tls(Model):
     A private or self-signed certificate: name its CA. Another name in it than the one we connect to: serverName.
     """
 
-    ca_bundle: (
-        Annotated[
-            str,
-            Field(max_length=65536, pattern=grammar("-----BEGIN CERTIFICATE-----", "one or more PEM certificates")),
-            _NO_PRIVATE_KEY,
-        ]
-        | None
-    ) = Field(None, description="PEM certificates of the CAs to trust, in place of the system's.")
+    ca_bundle: Annotated[str, Field(max_length=65536), _CERTIFICATES] | None = Field(
+        None, description="PEM certificates of the CAs to trust, in place of the system's."
+    )
     ca_secret: SecretKeyReference | None = Field(None, description="The same in a Secret.")
     ca_config_map: ConfigMapKeyReference | None = Field(None, description="The same in a ConfigMap.")
     server_name: Host | None = Field(
@@ -186,6 +182,9 @@ class Tls(Model):
     cel_rules: ClassVar[tuple[CelRule, ...]] = (
         at_most_one_of("caBundle", "caSecret", "caConfigMap", what="source of CA certificates"),
     )
+
+
+_CREDENTIAL_HEADERS: Final = "(?i)^((proxy-)?authorization|cookie|(x-)?(api-key|auth-token))$"
 
 
 class Header(Model):
@@ -206,7 +205,15 @@ class Header(Model):
     )
     secret: SecretKeyReference | None = Field(None, description="Header value that is one.")
 
-    cel_rules: ClassVar[tuple[CelRule, ...]] = (exactly_one_of("value", "secret", what="header value"),)
+    cel_rules: ClassVar[tuple[CelRule, ...]] = (
+        exactly_one_of("value", "secret", what="header value"),
+        CelRule(
+            rule=f"!has(self.value) || !self.name.matches('{_CREDENTIAL_HEADERS}')",
+            message="this header is a credential: put it into a Secret and refer to it with secret, or use auth",
+            holds=lambda self: self.value is None or re.search(_CREDENTIAL_HEADERS, self.name) is None,
+            field=".value",
+        ),
+    )
 
 
 Headers = Annotated[tuple[Header, ...], Field(max_length=16), ListMap("name")]

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from audit_operator.resources.auditbackend import AuditBackend
 from audit_operator.resources.auditpolicy import AuditPolicy
 from audit_operator.resources.auditsink import AuditSink
-from audit_operator.resources.meta import API_VERSION, GRAMMARS, GROUP
+from audit_operator.resources.meta import API_VERSION, GRAMMARS, GROUP, SecretKeyReference
 
 Resource = AuditPolicy | AuditSink | AuditBackend
 
@@ -120,6 +120,9 @@ def _problems(model: type[BaseModel], entry: Mapping[str, Any]) -> Iterator[Prob
         yield Problem(path, "is not known", _show(value), _guess(value, known, choice))
     elif kind == "string_pattern_mismatch":
         yield Problem(path, f"must be {GRAMMARS[context['pattern']]}", _show(value))
+    elif kind in {"model_type", "dict_type"}:
+        # Never the value: a password in the place of a reference to it looks like this.
+        yield Problem(path, f"is {_kind_of(value)}, but must be an object", way_out=_shape(model, entry["loc"]))
     else:
         yield Problem(path, _sentence(kind, context, entry["msg"]), _show(value))
 
@@ -134,8 +137,6 @@ def _sentence(kind: str, context: Mapping[str, Any], message: str) -> str:
             return "must be true or false, without quotes"
         case "tuple_type":
             return "must be a list"
-        case "dict_type" | "model_type" | "model_attributes_type":
-            return "must be an object"
         case "string_too_short":
             return "must not be empty" if context["min_length"] == 1 else f"is shorter than {context['min_length']}"
         case "string_too_long":
@@ -179,6 +180,17 @@ def _described(model: type[BaseModel], loc: tuple[str | int, ...]) -> str:
     return ""
 
 
+def _shape(model: type[BaseModel], loc: tuple[str | int, ...]) -> str:
+    """What the object at loc looks like: its required fields, else all of them."""
+    expected = _at(model, loc)
+    if expected is None:
+        return "write {name: value}"
+    fields = expected.model_fields.values()
+    names = [str(field.alias) for field in fields if field.is_required()] or [str(field.alias) for field in fields]
+    secret = "credentials are Secrets: " if expected is SecretKeyReference else ""
+    return f"{secret}write {{{', '.join(f'{name}: …' for name in names[:4])}}}"
+
+
 def _at(model: type[BaseModel], loc: tuple[str | int, ...]) -> type[BaseModel] | None:
     """The model of the object at loc, None where there is none."""
     current: type[BaseModel] | None = model
@@ -218,9 +230,10 @@ def _kind_of(value: object) -> str:
 
 
 def _show(value: object) -> str:
-    """The value, short enough for a line and without what could be a password in a URL."""
+    """The value, short enough for a line and without what could be a password in it."""
     if isinstance(value, Mapping | list | tuple):
         return _kind_of(value)
-    text = re.sub(r"://[^/@\s]*@", "://***@", str(value))
+    text = re.sub(r"(://)?[^/]*:[^/]*@", r"\1***@", str(value))
+    text = re.sub(r"(://[^?]*\?).*", r"\1***", text, flags=re.DOTALL)
     text = text if len(text) <= 80 else f"{text[:77]}..."
     return repr(text) if isinstance(value, str) else text
