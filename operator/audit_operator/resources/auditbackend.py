@@ -232,19 +232,19 @@ class Toleration(Model):
 
     cel_rules: ClassVar[tuple[CelRule, ...]] = (
         CelRule(
-            rule="self.key != '' || self.operator == 'Exists'",
+            rule="(has(self.key) && self.key != '') || self.operator == 'Exists'",
             message="a toleration without key tolerates every taint: add operator: Exists, or a key",
             holds=lambda self: self.key != "" or self.operator == "Exists",
             field=".operator",
         ),
         CelRule(
-            rule="self.operator == 'Equal' || self.value == ''",
+            rule="self.operator == 'Equal' || !has(self.value) || self.value == ''",
             message="operator Exists takes no value: leave value out",
             holds=lambda self: self.operator == "Equal" or self.value == "",
             field=".value",
         ),
         CelRule(
-            rule="!has(self.tolerationSeconds) || self.effect == 'NoExecute'",
+            rule="!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
             message="tolerationSeconds is for effect NoExecute only",
             holds=lambda self: self.toleration_seconds is None or self.effect == "NoExecute",
             field=".effect",
