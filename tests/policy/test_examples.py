@@ -3,7 +3,6 @@
 import gzip
 import re
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import yaml
 from audit_operator.policy.effective import Effective, effective, resolve
 from audit_operator.policy.evaluate import Evaluator
 from audit_operator.policy.events import split
-from audit_operator.policy.model import Level, Request
+from audit_operator.policy.model import Level
 from audit_operator.policy.request import request_of
 from audit_operator.policy.union import union
 from audit_operator.resources.auditpolicy import AuditPolicy

@@ -3,18 +3,20 @@
 A preset is complete on its own, and is appended after the rules of whoever names it.
 """
 
-from collections.abc import Mapping
 from functools import cache
 from importlib import resources
-from typing import Any, Final
+from typing import Final
 
-import msgspec
-import yaml
+from msgspec import structs
 
-from audit_operator.policy.model import GroupResources, Level, Policy, Rule, Stage
+from audit_operator.policy.load import policy_of
+from audit_operator.policy.model import Level, Policy
+from audit_operator.policy.yamltext import read
 
 NAMES: Final = ("Metadata", "CIS", "WriteBodies", "AllBodies", "Minimal", "Forensic")
 """What ``spec.preset`` can be."""
+
+_OLDEST_SERVER: Final = (1, 28)
 
 
 def text(name: str) -> str:
@@ -31,27 +33,20 @@ def preset(name: str) -> Policy:
     Stages and managedFields stand on every rule as well as on the policy, so that the rules mean the same after
     another policy's rules.
     """
-    document = yaml.safe_load(text(name))
-    stages = frozenset(Stage(stage) for stage in document["omitStages"])
-    rules = (_rule(rule, f"preset {name} rules[{index}]") for index, rule in enumerate(document["rules"]))
-    return Policy(
-        rules=tuple(msgspec.structs.replace(rule, omit_stages=stages, omit_managed_fields=True) for rule in rules),
-        omit_stages=stages,
-        omit_managed_fields=True,
+    document = read(text(name)).root.value
+    # The loader knows what API servers know, and level Minimal is ours.
+    levels = [Level.parse(rule["level"]) for rule in document["rules"]]
+    for rule, level in zip(document["rules"], levels, strict=True):
+        rule["level"] = str(level.server)
+    policy = policy_of(document, server=_OLDEST_SERVER)
+    rules = (
+        structs.replace(
+            rule,
+            level=level,
+            omit_stages=policy.omit_stages,
+            omit_managed_fields=policy.omit_managed_fields,
+            origin=f"preset {name} rules[{index}]",
+        )
+        for index, (rule, level) in enumerate(zip(policy.rules, levels, strict=True))
     )
-
-
-def _rule(wire: Mapping[str, Any], origin: str) -> Rule:
-    return Rule(
-        level=Level.parse(wire["level"]),
-        users=tuple(wire.get("users", ())),
-        user_groups=tuple(wire.get("userGroups", ())),
-        verbs=tuple(wire.get("verbs", ())),
-        namespaces=tuple(wire.get("namespaces", ())),
-        resources=tuple(
-            GroupResources(entry["group"], tuple(entry.get("resources", ())), tuple(entry.get("resourceNames", ())))
-            for entry in wire.get("resources", ())
-        ),
-        non_resource_urls=tuple(wire.get("nonResourceURLs", ())),
-        origin=origin,
-    )
+    return structs.replace(policy, rules=tuple(rules))
