@@ -6,8 +6,10 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from audit_operator.policy.evaluate import Evaluator
+from audit_operator.policy.load import load_policy
 from audit_operator.policy.model import GroupResources, LabelSelector, Level, Policy, Request, Rule, Stage
 from audit_operator.render.policyfile import lower, policy_file
 
@@ -64,7 +66,7 @@ REQUESTS = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     policy=POLICIES, requests=st.lists(REQUESTS, min_size=5, max_size=30), server=st.sampled_from([(1, 28), (1, 36)])
 )
@@ -77,6 +79,22 @@ def test_lowering_changes_no_decision_but_minimal(
         assert given_.level == asked.level.server
         if asked.level:
             assert (given_.omit_stages, given_.omit_managed_fields) == (asked.omit_stages, asked.omit_managed_fields)
+
+
+@settings(max_examples=150, deadline=None)
+@given(policy=POLICIES, server=st.sampled_from([(1, 28), (1, 35), (1, 36)]), origins=st.booleans())
+def test_the_server_it_is_written_for_accepts_the_file_and_reads_the_same_policy(
+    policy: Policy, server: tuple[int, int], origins: bool
+) -> None:
+    lowered = lower(policy, server, GROUPS).policy
+    loaded = load_policy(policy_file(lowered, header="head", origins=origins), server=server)
+    assert (loaded.accepted, loaded.error, loaded.problems, loaded.extra_documents) == (True, "", (), ())
+    assert loaded.policy is not None
+    assert without_origins(loaded.policy) == without_origins(lowered)
+
+
+def without_origins(policy: Policy) -> Policy:
+    return structs.replace(policy, rules=tuple(structs.replace(rule, origin="") for rule in policy.rules))
 
 
 @settings(max_examples=100, deadline=None)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audit_operator.policy.effective import effective, resolve
+from audit_operator.policy.effective import effective, redactions_of, resolve
 from audit_operator.policy.model import Policy, Rule
 from audit_operator.render.program import (
     CREDENTIALS_DIRECTORY,
@@ -20,6 +20,7 @@ from audit_operator.render.program import (
     policy_of,
     program,
 )
+from audit_operator.render.program import redactions_of as wire_redactions_of
 from audit_operator.resources.auditpolicy import AuditPolicy
 from audit_operator.resources.auditsink import AuditSink
 
@@ -37,7 +38,7 @@ def policy_input(name: str, namespace: str, spec: dict[str, Any]) -> PolicyInput
     resource = AuditPolicy.model_validate({"metadata": {"name": name, "namespace": namespace}, "spec": spec})
     meant = effective(resource, root_namespace="audit-system")
     policy = resolve(meant.policy, {"prod": {"tier": "prod"}, "team-1": {"tier": "prod"}})
-    return PolicyInput(namespace, name, policy, meant.tenant, resource.spec.redactions, ("audit-system/siem",))
+    return PolicyInput(namespace, name, policy, meant.tenant, redactions_of(resource), ("audit-system/siem",))
 
 
 def sink(name: str = "siem", namespace: str = "audit-system", **spec: Any) -> AuditSink:
@@ -75,6 +76,18 @@ def test_every_policy_comes_out_as_it_went_in(chosen: list[tuple[dict[str, Any],
     assert [(entry.namespace, entry.name, entry.tenant, entry.sinks) for entry in read.policies] == [
         (each.namespace, each.name, each.tenant, each.sinks) for each in inputs
     ]
+
+
+def test_redactions_come_out_as_they_went_in_and_name_the_key_they_need() -> None:
+    secret = {"resources": [{"group": "example.com", "resources": ["logins"]}], "paths": ["spec.password"]}
+    plain, hashed = (
+        policy_input("p", "audit-system", {"preset": "CIS", "redactions": [secret | {"action": action}]})
+        for action in ("Mask", "Hash")
+    )
+    read = decode(encode(program_of([plain, hashed], [])))
+    assert [wire_redactions_of(entry) for entry in read.policies] == [plain.redactions, hashed.redactions]
+    assert read.hash_key_file == f"{CREDENTIALS_DIRECTORY}/hash-key"
+    assert program_of([plain], []).hash_key_file is None
 
 
 def test_the_text_is_read_back_whole() -> None:

@@ -15,6 +15,7 @@ from audit_operator.policy.model import (
     Stage,
 )
 from audit_operator.policy.presets import preset
+from audit_operator.policy.redact import Action, RedactionRule
 
 if TYPE_CHECKING:
     # For annotations only: pydantic takes longer to import than `audit-operator lint` may run.
@@ -64,6 +65,18 @@ def effective(audit_policy: "AuditPolicy", *, root_namespace: str) -> Effective:
         ),
         tenant=tenant,
         notices=notices,
+    )
+
+
+def redactions_of(audit_policy: "AuditPolicy") -> tuple[RedactionRule, ...]:
+    """Its redactions as values; `Redactor` adds the built-in ones, and says whether they can work."""
+    return tuple(
+        RedactionRule(
+            resources=tuple(GroupResources(entry.group, entry.resources) for entry in redaction.resources),
+            paths=redaction.paths,
+            action=Action(redaction.action),
+        )
+        for redaction in audit_policy.spec.redactions
     )
 
 
@@ -142,12 +155,13 @@ def _rule(model: "PolicyRule | ServerRule", origin: str) -> Rule:
         non_resource_urls=model.non_resource_urls,
         omit_stages=frozenset(map(Stage, model.omit_stages)),
         omit_managed_fields=model.omit_managed_fields,
-        namespace_selector=None if selector is None else _selector(selector),
+        namespace_selector=None if selector is None else selector_of(selector),
         origin=origin,
     )
 
 
-def _selector(model: "LabelSelectorModel") -> LabelSelector:
+def selector_of(model: "LabelSelectorModel") -> LabelSelector:
+    """The selector of a resource as a value."""
     return LabelSelector(
         match_labels=tuple(sorted(model.match_labels.items())),
         match_expressions=tuple(

@@ -6,6 +6,7 @@ Facts of this module: docs/flags.md.
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from audit_operator.policy.load import Version
 from audit_operator.policy.model import Level, Policy, Stage
 from audit_operator.resources.load import Problem
 from audit_operator.resources.meta import quantity, seconds
@@ -17,8 +18,6 @@ NODE_DIRECTORY: Final = "/etc/kubernetes/audit"
 """Where a control-plane node keeps what the flags name; mounted read-only into the API server's static pod."""
 POLICY_FILE: Final = f"{NODE_DIRECTORY}/policy.yaml"
 KUBECONFIG_FILE: Final = f"{NODE_DIRECTORY}/webhook.kubeconfig"
-
-Version = tuple[int, int]
 
 LOG_DEFAULTS_CHANGED: Final = (1, 36)
 

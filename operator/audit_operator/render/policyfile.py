@@ -5,12 +5,9 @@ from typing import Any, NamedTuple
 
 from msgspec import structs
 
+from audit_operator.policy.load import API_VERSION, GROUP_STAR_SINCE, Version
 from audit_operator.policy.model import STAGES, GroupResources, Level, Policy, Rule, Stage
 from audit_operator.resources.yamlwriter import Commented, Value, write
-
-API_VERSION = "audit.k8s.io/v1"
-GROUP_WILDCARD_SINCE = (1, 36)
-"""Group ``*`` exists since 1.36; an older server refuses to start with it."""
 
 
 class Lowered(NamedTuple):
@@ -20,7 +17,7 @@ class Lowered(NamedTuple):
     notices: tuple[str, ...]
 
 
-def lower(policy: Policy, server: tuple[int, int], api_groups: Iterable[str]) -> Lowered:
+def lower(policy: Policy, server: Version, api_groups: Iterable[str]) -> Lowered:
     """``policy`` in words that ``server`` (such as ``(1, 35)``) knows.
 
     Minimal becomes Metadata. No rules become one of level None: a server stops at an empty list. For servers before
@@ -30,7 +27,7 @@ def lower(policy: Policy, server: tuple[int, int], api_groups: Iterable[str]) ->
     """
     rules = [_in_server_words(rule) for rule in policy.rules]
     notices: list[str] = []
-    if server < GROUP_WILDCARD_SINCE:
+    if server < GROUP_STAR_SINCE:
         if any(_everything_in_every_group(rule) for rule in rules):
             rules = _without_resources_of_everything(rules)
         groups = sorted({"", *api_groups})

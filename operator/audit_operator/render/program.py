@@ -13,7 +13,7 @@ from msgspec import structs
 from pydantic import BaseModel
 
 from audit_operator.policy.model import STAGES, GroupResources, Level, Policy, Rule, Stage
-from audit_operator.resources.auditpolicy import Redaction
+from audit_operator.policy.redact import Action, RedactionRule
 from audit_operator.resources.auditsink import AuditSink, ClientCertificate, ConfigMapKeyReference
 from audit_operator.resources.meta import SecretKeyReference, seconds
 
@@ -21,6 +21,8 @@ SCHEMA: Final = "receiver.audit-operator.dev/v1"
 
 PROGRAM_FILE: Final = "program.json"
 CREDENTIALS_DIRECTORY: Final = "/etc/audit-operator/credentials"
+HASH_KEY: Final = "hash-key"
+"""The key in the Secret of credentials under which the secret of action Hash stands."""
 CLAIMS_DIRECTORY: Final = "/var/lib/audit-operator/claims"
 """Where the claims that file sinks name are mounted, each below its own name."""
 
@@ -67,7 +69,7 @@ class WireRedaction(_Wire, frozen=True):
 
     resources: tuple[WireResources, ...]
     paths: tuple[str, ...]
-    action: Literal["Remove", "Mask", "Hash"]
+    action: Action
 
 
 class PolicyProgram(_Wire, frozen=True):
@@ -116,7 +118,7 @@ class Program(_Wire, frozen=True):
     """What a receiver does.
 
     ``body_limit``: bytes it takes in one POST. ``journal_limit``: bytes its journal and its files may take together
-    before it answers 503.
+    before it answers 503. ``hash_key_file``: the secret that action Hash needs, None if no policy hashes.
     """
 
     schema: Literal["receiver.audit-operator.dev/v1"]
@@ -126,6 +128,7 @@ class Program(_Wire, frozen=True):
     rule_lists: tuple[RuleList, ...]
     policies: tuple[PolicyProgram, ...]
     sinks: tuple[SinkProgram, ...]
+    hash_key_file: str | None = None
 
 
 class PolicyInput(NamedTuple):
@@ -135,7 +138,7 @@ class PolicyInput(NamedTuple):
     name: str
     policy: Policy
     tenant: str | None
-    redactions: tuple[Redaction, ...]
+    redactions: tuple[RedactionRule, ...]
     sinks: tuple[str, ...]
 
 
@@ -165,7 +168,9 @@ def program(
     """The program that runs ``policies`` and delivers to ``sinks``, both in the order they are given."""
     numbers: dict[RuleList, int] = {}
     entries = []
+    hashes = False
     for each in policies:
+        hashes = hashes or any(redaction.action is Action.HASH for redaction in each.redactions)
         rules = _rule_list(each.policy, each.tenant)
         entries.append(
             PolicyProgram(
@@ -173,7 +178,7 @@ def program(
                 name=each.name,
                 rule_list=numbers.setdefault(rules, len(numbers)),
                 tenant=each.tenant,
-                redactions=tuple(map(_redaction, each.redactions)),
+                redactions=tuple(map(_wire_redaction, each.redactions)),
                 sinks=each.sinks,
             )
         )
@@ -182,6 +187,7 @@ def program(
         cluster=cluster,
         body_limit=body_limit,
         journal_limit=journal_limit,
+        hash_key_file=f"{CREDENTIALS_DIRECTORY}/{HASH_KEY}" if hashes else None,
         rule_lists=tuple(numbers),
         policies=tuple(entries),
         sinks=tuple(map(_sink, sinks)),
@@ -213,6 +219,18 @@ def policy_of(program: Program, policy: PolicyProgram) -> Policy:
         rules=tuple(_rule(rule, policy.tenant) for rule in rules.rules),
         omit_stages=frozenset(rules.omit_stages),
         omit_managed_fields=rules.omit_managed_fields,
+    )
+
+
+def redactions_of(policy: PolicyProgram) -> tuple[RedactionRule, ...]:
+    """The policy's own redactions, for `Redactor`."""
+    return tuple(
+        RedactionRule(
+            resources=tuple(GroupResources(**structs.asdict(entry)) for entry in redaction.resources),
+            paths=redaction.paths,
+            action=redaction.action,
+        )
+        for redaction in policy.redactions
     )
 
 
@@ -272,9 +290,9 @@ def _stages(stages: frozenset[Stage]) -> tuple[Stage, ...]:
     return tuple(stage for stage in STAGES if stage in stages)
 
 
-def _redaction(redaction: Redaction) -> WireRedaction:
+def _wire_redaction(redaction: RedactionRule) -> WireRedaction:
     return WireRedaction(
-        resources=tuple(WireResources(group=entry.group, resources=entry.resources) for entry in redaction.resources),
+        resources=tuple(WireResources(**structs.asdict(entry)) for entry in redaction.resources),
         paths=redaction.paths,
         action=redaction.action,
     )
@@ -327,8 +345,8 @@ def _value(value: object, namespace: str, found: set[Credential]) -> Any:
             return {"file": file("ConfigMap", value.name, value.key)}
         case ClientCertificate():
             return {
-                "certificateFile": file("Secret", value.secret_name, value.certificate_key),
-                "keyFile": file("Secret", value.secret_name, value.private_key_key),
+                "certificateFile": file("Secret", value.certificate.name, value.certificate.key),
+                "keyFile": file("Secret", value.private_key.name, value.private_key.key),
             }
         case BaseModel():
             return _settings(value, namespace, found)

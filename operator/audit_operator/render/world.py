@@ -5,6 +5,7 @@ from typing import Final
 
 import msgspec
 
+from audit_operator.policy.load import NEWEST, Version
 from audit_operator.policy.model import Policy
 from audit_operator.resources.auditbackend import AuditBackend
 from audit_operator.resources.auditpolicy import AuditPolicy
@@ -39,7 +40,7 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     replace it. ``certificates``: None offline; objects and files then name a Secret and paths that somebody fills.
     """
 
-    server_version: tuple[int, int] = (1, 36)
+    server_version: Version = NEWEST
     namespaces: Mapping[str, Mapping[str, str]] = {}
     api_groups: tuple[str, ...] | None = None
     root_namespace: str = "audit-system"

@@ -1,0 +1,218 @@
+"""The folder that `audit-operator render -o` writes: what API servers need, what the cluster needs, and a guide."""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from audit_operator.policy.model import Policy
+from audit_operator.render.exposure import RECEIVER, Exposed
+from audit_operator.render.flags import NODE_DIRECTORY, Flags
+from audit_operator.render.kubeadm import kind, kubeadm
+from audit_operator.render.kubeconfig import CertificateFiles, kubeconfig
+from audit_operator.render.policyfile import policy_file
+from audit_operator.render.program import Credential
+from audit_operator.render.status import ResourceStatus, counted
+from audit_operator.render.workload import CREDENTIALS, TLS, Object
+from audit_operator.resources.yamlwriter import write
+
+if TYPE_CHECKING:
+    from audit_operator.render.world import World
+
+CERTIFICATES: Final = CertificateFiles(
+    ca=f"{NODE_DIRECTORY}/ca.crt",
+    client_certificate=f"{NODE_DIRECTORY}/client.crt",
+    client_key=f"{NODE_DIRECTORY}/client.key",
+)
+
+# One sentence for every set of resources: API servers restart when their file changes.
+_MADE: Final = "Made by audit-operator; change the AuditPolicies and the AuditBackend, not this file."
+
+_FILE_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+
+
+def server_files(
+    policy: Policy, flags: Flags, exposed: Exposed, log_directory: str | None, world: "World"
+) -> dict[str, str]:
+    """What an API server reads, and how it is told to: policy file, kubeconfig, flags, kubeadm's and kind's form."""
+    major, minor = world.server_version
+    result = {
+        "apiserver/policy.yaml": policy_file(policy, header=f"{_MADE}\nFor Kubernetes {major}.{minor}."),
+        "apiserver/flags.txt": _flags(flags, major, minor),
+        "kubeadm/cluster-configuration.yaml": kubeadm(
+            flags.flags,
+            log_directory,
+            world.server_version,
+            header=f"{_MADE}\nFor kubeadm {major}.{minor}: add it to the ClusterConfiguration.",
+        ),
+        "kind/cluster.yaml": kind(
+            flags.flags,
+            log_directory,
+            header=f"{_MADE}\nFrom the folder above: kind create cluster --config kind/cluster.yaml",
+        ),
+    }
+    if flags.body_limit is not None:
+        result["apiserver/webhook.kubeconfig"] = kubeconfig(
+            url=exposed.url, server_name=exposed.server_name, files=CERTIFICATES, header=_MADE
+        )
+        result["certificates.sh"] = _certificates_script(exposed, world.root_namespace)
+    return result
+
+
+def manifest_files(objects: Iterable[Object]) -> dict[str, str]:
+    """A file for every object."""
+    return {f"manifests/{item['kind'].lower()}.{item['metadata']['name']}.yaml": write(item) for item in objects}
+
+
+def status_files(statuses: Iterable[ResourceStatus]) -> dict[str, str]:
+    """A file for every status, but for resources whose names are no names and could be paths."""
+    result = {}
+    for status in statuses:
+        identity = status.identity
+        if _FILE_NAME.fullmatch(identity.name) and (not identity.namespace or _FILE_NAME.fullmatch(identity.namespace)):
+            folder = f"status/{identity.namespace}" if identity.namespace else "status"
+            result[f"{folder}/{identity.kind.lower()}.{identity.name}.yaml"] = write(status.document())
+    return result
+
+
+def credentials_file(credentials: Sequence[Credential], world: "World") -> dict[str, str]:
+    """A script that copies what sinks refer to into the Secret that receivers read."""
+    if not credentials:
+        return {}
+    copies = [
+        f"copy {each.kind.lower()} {each.namespace} {each.name} {each.key} {each.file}"  # none can hold a blank
+        for each in credentials
+    ]
+    lines = [
+        "#!/bin/sh",
+        f"# Copies what AuditSinks refer to into the Secret that receivers read, {CREDENTIALS}. Needs kubectl.",
+        "set -eu",
+        "umask 077",
+        "folder=$(mktemp -d)",
+        "trap 'rm -rf \"$folder\"' EXIT",
+        "",
+        "copy() { # kind namespace name key file",
+        "  case $1 in secret) decode=' | base64decode' ;; *) decode= ;; esac",
+        '  kubectl -n "$2" get "$1" "$3" -o go-template="{{index .data \\"$4\\"$decode}}" >"$folder/$5"',
+        "}",
+        "",
+        *copies,
+        "",
+        f"namespace={world.root_namespace}",
+        f'kubectl -n "$namespace" create secret generic {CREDENTIALS} --from-file="$folder" --dry-run=client -o yaml |',
+        '  kubectl -n "$namespace" apply --server-side -f -',
+    ]
+    return {"credentials.sh": "\n".join(lines) + "\n"}
+
+
+def _flags(flags: Flags, major: int, minor: int) -> str:
+    lines = [f"# {line}" for line in _MADE.split("\n")]
+    lines.append(f"# Flags of kube-apiserver {major}.{minor}; in parentheses what holds without them.")
+    if flags.body_limit is not None:
+        lines.append(f"# The largest POST they allow, and so what the receiver takes: {flags.body_limit} bytes.")
+        ceiling = flags.events_per_second
+        most = "not limited" if ceiling is None else f"{ceiling} events a second"
+        lines.append(f"# The most that one API server delivers: {most}.")
+    for flag in flags.flags:
+        lines += ["", f"# {flag.why} ({flag.default or 'not set'})", str(flag)]
+    return "\n".join(lines) + "\n"
+
+
+def _certificates_script(exposed: Exposed, namespace: str) -> str:
+    names = ",".join(f"{'IP' if _is_address(name) else 'DNS'}:{name}" for name in exposed.names)
+    return f"""#!/bin/sh
+# Makes what receivers and API servers need to trust each other, for a first try: a CA, a certificate for the receivers,
+# one for API servers. Where there is a CA already, let that one make them. Needs openssl.
+set -eu
+cd "$(dirname "$0")"
+umask 077
+mkdir -p certificates
+cd certificates
+
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 -subj /CN=audit-operator \\
+  -addext "keyUsage=critical,keyCertSign,cRLSign" -keyout ca.key -out ca.crt
+
+issue() {{ # file common-name extended-key-usage subject-alternative-names
+  openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj "/CN=$2" -keyout "$1.key" -out "$1.csr"
+  printf 'basicConstraints=critical,CA:FALSE\\nkeyUsage=critical,digitalSignature\\n' >"$1.ext"
+  printf 'extendedKeyUsage=%s\\nsubjectAltName=%s\\n' "$3" "$4" >>"$1.ext"
+  openssl x509 -req -in "$1.csr" -CA ca.crt -CAkey ca.key -CAcreateserial -days 365 -extfile "$1.ext" -out "$1.crt"
+  rm "$1.csr" "$1.ext"
+}}
+issue receiver {RECEIVER} serverAuth {names}
+issue client kube-apiserver clientAuth DNS:kube-apiserver
+
+cp ca.crt client.crt client.key ../apiserver/
+cat <<'EOF'
+kubectl -n {namespace} create secret generic {TLS} --type=kubernetes.io/tls \\
+  --from-file=ca.crt=certificates/ca.crt \\
+  --from-file=tls.crt=certificates/receiver.crt --from-file=tls.key=certificates/receiver.key
+EOF
+"""
+
+
+def _is_address(name: str) -> bool:
+    return ":" in name or re.fullmatch(r"[0-9.]+", name) is not None
+
+
+def guide(
+    *,
+    statuses: Sequence[ResourceStatus],
+    notices: Sequence[str],
+    flags: Flags | None,
+    rules: int,
+    credentials: Sequence[Credential],
+    world: "World",
+) -> str:
+    """README.md: what became of every resource, what to know, and the way by hand.
+
+    ``flags`` None: there is nothing for API servers and receivers.
+    """
+    major, minor = world.server_version
+    sections = [f"# Audit configuration for Kubernetes {major}.{minor}"]
+    if flags is None:
+        sections.append("Nothing is here for API servers and receivers; *To know* says why.")
+    else:
+        sections.append(
+            f"API servers get one policy of {counted(rules, 'rule')} (`apiserver/policy.yaml`) that records at least "
+            "what every AuditPolicy needs. Receivers apply each AuditPolicy exactly (`receiver/program.json`)."
+        )
+    rows = [
+        f"| {_cell(str(status.identity))} | {status.ready.status} | {status.ready.reason} | "
+        f"{_cell(status.ready.message)} |"
+        for status in statuses
+    ]
+    sections.append("\n".join(["## Resources", "", "| resource | ready | reason | |", "|---|---|---|---|", *rows]))
+    if notices:
+        sections.append("\n".join(["## To know", "", *(f"* {_cell(notice)}" for notice in notices)]))
+    if flags is not None:
+        steps = _steps(webhook=flags.body_limit is not None, credentials=bool(credentials), world=world)
+        numbered = [f"{number}. {step}" for number, step in enumerate(steps, start=1)]
+        sections.append("\n".join(["## By hand", "", *numbered]))
+    return "\n\n".join(sections) + "\n"
+
+
+def _steps(*, webhook: bool, credentials: bool, world: "World") -> list[str]:
+    namespace = world.root_namespace
+    steps = []
+    if webhook:
+        steps.append(f"The namespace: `kubectl create namespace {namespace}`.")
+        if world.certificates is None:
+            steps.append(
+                f"Certificates: `sh certificates.sh` makes some for a first try, puts those of API servers into "
+                f"`apiserver/` and prints the command that creates Secret {TLS}."
+            )
+        if credentials:
+            steps.append(f"Credentials: `sh credentials.sh` copies what sinks refer to into Secret {CREDENTIALS}.")
+        steps.append("The receiver: `kubectl apply --server-side -f manifests/`.")
+    steps.append(
+        f"API servers, one control-plane node after the other: copy `apiserver/` to `{NODE_DIRECTORY}` and add the "
+        "flags of `apiserver/flags.txt`. With kubeadm: put `kubeadm/cluster-configuration.yaml` into the "
+        "ClusterConfiguration and run `kubeadm init phase control-plane apiserver --config`. Go on when it serves."
+    )
+    steps.append("Or a cluster to try it in: `kind create cluster --config kind/cluster.yaml`, then from the top.")
+    return steps
+
+
+def _cell(text: str) -> str:
+    """Text in a table or list: on one line, without a mark that would end it."""
+    return re.sub(r"\s*\n\s*", "; ", text).replace("|", "\\|")

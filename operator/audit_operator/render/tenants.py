@@ -1,0 +1,190 @@
+"""What counts and what does not: limits of tenants, and which sinks a policy may deliver to."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
+from typing import NamedTuple, TypeVar
+
+from audit_operator.policy.effective import Namespaces, selector_of, selects
+from audit_operator.render.world import Identity, Resources, World, identity_of
+from audit_operator.resources.auditbackend import Tenants
+from audit_operator.resources.auditpolicy import AuditPolicy
+from audit_operator.resources.auditsink import (
+    AuditSink,
+    AuditSinkSpec,
+    AwsAuth,
+    AzureWorkloadIdentity,
+    Gcs,
+    GoogleCloudLogging,
+)
+from audit_operator.resources.meta import NamespaceChoice, walk
+
+Item = TypeVar("Item", AuditPolicy, AuditSink)
+
+
+class Refusal(NamedTuple):
+    """Why a valid resource does not count: the reason of a condition, and a sentence with the way out."""
+
+    reason: str
+    message: str
+
+
+def refusals(resources: Resources, tenants: Tenants, world: World) -> dict[Identity, Refusal]:
+    """The valid AuditPolicies and AuditSinks that do not count, and why; what is in the root namespace always does.
+
+    Of too many in one namespace the oldest count, by creationTimestamp and name, so that a new one never puts an older
+    one out of force.
+    """
+    limits = tenants.limits
+    return {
+        **_refused(
+            resources.policies, tenants, world, _policy_refusal, most=limits.max_policies, too_many="TooManyPolicies"
+        ),
+        **_refused(resources.sinks, tenants, world, _sink_refusal, most=limits.max_sinks, too_many="TooManySinks"),
+    }
+
+
+def _refused(
+    items: Sequence[Item],
+    tenants: Tenants,
+    world: World,
+    refusal_of: Callable[[Item, Tenants], Refusal | None],
+    *,
+    most: int,
+    too_many: str,
+) -> dict[Identity, Refusal]:
+    """``items`` of one kind, in the order of namespaces."""
+    refused: dict[Identity, Refusal] = {}
+    for namespace, group in groupby(items, key=lambda item: item.metadata.namespace):
+        if namespace == world.root_namespace:
+            continue
+        members = list(group)
+        outside = _outside(namespace, tenants, world.namespaces)
+        late = {identity_of(item) for item in sorted(members, key=_age)[most:]}
+        for item in members:
+            identity = identity_of(item)
+            refusal = outside or refusal_of(item, tenants)
+            if refusal is None and identity in late:
+                refusal = Refusal(
+                    too_many,
+                    f"namespace {namespace} has {len(members)} of its kind and may have {most}; the oldest are in "
+                    "force: remove one, or raise the limit in spec.tenants.limits of the AuditBackend",
+                )
+            if refusal is not None:
+                refused[identity] = refusal
+    return refused
+
+
+class Sinks(NamedTuple):
+    """What a policy's sinks resolve to: ``namespace/name`` of those it delivers to, and why it does not to others."""
+
+    resolved: tuple[str, ...]
+    refused: tuple[Refusal, ...]
+
+
+def sinks_of(
+    policy: AuditPolicy,
+    known: Mapping[tuple[str, str], AuditSink],
+    refused: Mapping[Identity, Refusal],
+    invalid: Iterable[Identity],
+    namespaces: Namespaces,
+) -> Sinks:
+    """Which sinks the policy delivers to. ``known``: the valid sinks by namespace and name."""
+    own = policy.metadata.namespace
+    broken = set(invalid)
+    resolved: list[str] = []
+    problems: list[Refusal] = []
+    for index, reference in enumerate(policy.spec.sinks):
+        namespace = reference.namespace or own
+        identity = Identity("AuditSink", namespace, reference.name)
+        sink = known.get((namespace, reference.name))
+        where = f"spec.sinks[{index}]: {identity}"
+        if identity in broken:
+            problems.append(Refusal("SinkInvalid", f"{where} is not valid; its status says why"))
+        elif sink is None:
+            problems.append(Refusal("SinkNotFound", f"{where} does not exist: create it, or correct the name"))
+        elif identity in refused:
+            problems.append(Refusal("SinkNotAccepted", f"{where} does not count: {refused[identity].message}"))
+        elif namespace != own and not _chosen(sink.spec.allowed_namespaces, own, namespaces):
+            why = f"{where} does not allow policies of namespace {own}: add it to the sink's spec.allowedNamespaces"
+            problems.append(Refusal("SinkNotAllowed", why))
+        else:
+            resolved.append(f"{namespace}/{reference.name}")
+    return Sinks(tuple(sorted(set(resolved))), tuple(problems))
+
+
+def _age(item: AuditPolicy | AuditSink) -> tuple[str, str]:
+    created = (item.metadata.model_extra or {}).get("creationTimestamp")
+    return str(created or "9999"), item.metadata.name
+
+
+def _outside(namespace: str, tenants: Tenants, namespaces: Namespaces) -> Refusal | None:
+    if not tenants.enabled:
+        return Refusal(
+            "TenantsDisabled",
+            f"resources of namespace {namespace} do not count, only those of the operator's own: move this one there, "
+            "or set spec.tenants.enabled of the AuditBackend",
+        )
+    if not _chosen(tenants.namespaces, namespace, namespaces):
+        return Refusal(
+            "NotATenant",
+            f"namespace {namespace} is none of the tenants that spec.tenants.namespaces of the AuditBackend chooses: "
+            "add it there, or give it the label",
+        )
+    return None
+
+
+def _chosen(choice: NamespaceChoice, namespace: str, namespaces: Namespaces) -> bool:
+    match choice.from_:
+        case "All":
+            return True
+        case "Names":
+            return namespace in choice.names
+        case "Selector" if choice.selector is not None:
+            return selects(selector_of(choice.selector), namespace, namespaces)
+        case _:
+            return False
+
+
+def _policy_refusal(policy: AuditPolicy, tenants: Tenants) -> Refusal | None:
+    limits, spec = tenants.limits, policy.spec
+    for reason, field, have, most in (
+        ("TooManyRules", "spec.rules", len(spec.rules), limits.max_rules_per_policy),
+        ("TooManyRedactions", "spec.redactions", len(spec.redactions), limits.max_redactions_per_policy),
+    ):
+        if have > most:
+            return Refusal(reason, f"{field} has {have} entries; a tenant's policy may have {most}")
+    return None
+
+
+def _sink_refusal(sink: AuditSink, tenants: Tenants) -> Refusal | None:
+    spec = sink.spec
+    if spec.type not in tenants.sink_types:
+        allowed = ", ".join(tenants.sink_types) or "none"
+        return Refusal("SinkTypeNotAllowed", f"tenants may not use sink type {spec.type}; they may use {allowed}")
+    for host in spec.hosts:
+        if tenants.hosts and not any(_host_matches(pattern, host) for pattern in tenants.hosts):
+            allowed = ", ".join(tenants.hosts)
+            return Refusal("HostNotAllowed", f"tenants may not send to {host}; they may send to {allowed}")
+    if _as_receiver(spec):
+        return Refusal(
+            "IdentityNotAllowed",
+            "without credentials of its own this sink would write with the receivers' identity, which is the "
+            "platform's: refer to a Secret with credentials",
+        )
+    if spec.file is not None and spec.file.claim_name is not None:
+        return Refusal("ClaimNotAllowed", "claimName is for sinks in the operator's namespace: leave it out")
+    return None
+
+
+def _host_matches(pattern: str, host: str) -> bool:
+    return host.endswith(pattern[1:]) if pattern.startswith("*.") else host == pattern
+
+
+def _as_receiver(spec: AuditSinkSpec) -> bool:
+    """Whether the sink uses what the receiver's environment offers."""
+    return any(
+        (isinstance(value, AwsAuth) and value.access_key_id is None)
+        or (isinstance(value, Gcs | GoogleCloudLogging) and value.credentials is None)
+        or isinstance(value, AzureWorkloadIdentity)
+        for _, value in walk(spec, "spec")
+    )
