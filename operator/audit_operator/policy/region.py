@@ -5,7 +5,6 @@ request, ``covers`` is never claimed wrongly. Both are exact but for two lists o
 request has many groups, so "in A and in B" is no list of groups) and for the item ``*/*``.
 """
 
-import enum
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from itertools import product
 from typing import Final, Self, TypeVar
@@ -17,12 +16,10 @@ from audit_operator.policy.model import GroupResources, Rule
 T = TypeVar("T", bound=Hashable)
 
 
-class Scope(enum.IntFlag):
-    """Which kind of request: one rule field decides it, see `Region.of`."""
-
-    RESOURCE = 1
-    NON_RESOURCE = 2
-    BOTH = 3
+RESOURCE: Final = 1
+NON_RESOURCE: Final = 2
+BOTH: Final = RESOURCE | NON_RESOURCE
+"""Scopes, which kinds of request a region holds. Plain integers: a union asks for them millions of times."""
 
 
 class Atom(msgspec.Struct, frozen=True, order=True):
@@ -61,7 +58,7 @@ Values = frozenset[str] | None
 class Region(msgspec.Struct, frozen=True):
     """The requests that a rule can match. None in a field: any value."""
 
-    scope: Scope = Scope.BOTH
+    scope: int = BOTH
     users: Values = None
     user_groups: Values = None
     verbs: Values = None
@@ -73,11 +70,11 @@ class Region(msgspec.Struct, frozen=True):
     def of(cls, rule: Rule) -> Self:
         """The rule's region. A namespaceSelector counts as every namespace: labels come and go."""
         if rule.namespaces or rule.resources or rule.namespace_selector is not None:
-            scope = Scope.RESOURCE
+            scope = RESOURCE
         elif rule.non_resource_urls:
-            scope = Scope.NON_RESOURCE
+            scope = NON_RESOURCE
         else:
-            scope = Scope.BOTH
+            scope = BOTH
         return cls(
             scope=scope,
             users=_values(rule.users),
@@ -86,7 +83,7 @@ class Region(msgspec.Struct, frozen=True):
             namespaces=_values(rule.namespaces),
             atoms=frozenset(_reduced(_atoms(rule.resources), Atom.covers)) if rule.resources else None,
             paths=frozenset(_reduced(rule.non_resource_urls, path_covers))
-            if scope is Scope.NON_RESOURCE and "*" not in rule.non_resource_urls
+            if scope == NON_RESOURCE and "*" not in rule.non_resource_urls
             else None,
         )
 
@@ -262,7 +259,7 @@ class RegionIndex:
                 _mask(i for i, region in enumerate(regions) if region and region.scope & scope),
                 _mask(i for i, region in enumerate(regions) if region and region.scope & scope == scope),
             )
-            for scope in (Scope.RESOURCE, Scope.NON_RESOURCE, Scope.BOTH)
+            for scope in (RESOURCE, NON_RESOURCE, BOTH)
         }
         self._users = _ValueIndex([region.users if region else None for region in regions])
         self._user_groups = _ValueIndex([region.user_groups if region else None for region in regions])
@@ -289,9 +286,9 @@ class RegionIndex:
             return 0, 0
         resource_meets, resource_covers = self._atoms.relations(region.atoms)
         path_meets, path_covers = self._paths.relations(region.paths)
-        if region.scope is Scope.RESOURCE:
+        if region.scope == RESOURCE:
             meets &= resource_meets
-        elif region.scope is Scope.NON_RESOURCE:
+        elif region.scope == NON_RESOURCE:
             meets &= path_meets
         return meets, covers & resource_covers & path_covers
 

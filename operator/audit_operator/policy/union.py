@@ -18,16 +18,18 @@ of integer operations.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
+from hashlib import blake2b
 
 import msgspec
 
 from audit_operator.policy.model import STAGES, Level, Policy, Rule, Stage
-from audit_operator.policy.region import Region, RegionIndex, Scope, entries, normal
+from audit_operator.policy.region import NON_RESOURCE, Region, RegionIndex, entries, normal
 
 _SPLIT_DEPTH = 3
 _SPLITS_PER_REGION = 48
 _REGIONS_PER_RULE = 4
+_BRANCHES = 8
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -57,11 +59,7 @@ def union(policies: Iterable[Policy]) -> Policy:
         server refuses an empty list).
 
     """
-    distinct = sorted({_canonical(policy) for policy in policies}, key=msgspec.json.encode)
-    builder = _Builder(distinct)
-    builder.run()
-    rules = _simplified(builder.emitted)
-    return _policy(rules)
+    return _policy(_simplified(list(_fold({_source(policy) for policy in policies})), rounds=8))
 
 
 def outcome_of(policy: Policy, rule: Rule) -> Outcome:
@@ -81,8 +79,28 @@ class _Entry(msgspec.Struct, frozen=True):
     optional: bool
 
 
-def _canonical(policy: Policy) -> tuple[_Entry, ...]:
-    """The policy's meaning without names and origins; rules behind a catch-all can never match."""
+class _Source:
+    """The meaning of a policy or of a union of some, without names and origins."""
+
+    __slots__ = ("digest", "entries", "order")
+
+    def __init__(self, entries_: tuple[_Entry, ...]) -> None:
+        self.entries = entries_
+        self.digest = blake2b(msgspec.json.encode(entries_, order="deterministic"), digest_size=16).digest()
+        # Policies that differ in users and namespaces only stand side by side: they merge early.
+        shape = [msgspec.structs.replace(entry.region, users=None, namespaces=None) for entry in entries_]
+        self.order = msgspec.json.encode(shape, order="deterministic"), self.digest
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Source) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+
+@lru_cache(maxsize=4096)
+def _source(policy: Policy) -> _Source:
+    """The policy without what can never match behind a catch-all, and without a tail that records nothing."""
     result: list[_Entry] = []
     for rule in policy.rules:
         optional = rule.namespace_selector is not None
@@ -91,7 +109,37 @@ def _canonical(policy: Policy) -> tuple[_Entry, ...]:
             break
     while result and result[-1].outcome == NOTHING:
         result.pop()
-    return tuple(result)
+    return _Source(tuple(result))
+
+
+def _fold(sources: Iterable[_Source]) -> tuple[tuple[Region, Outcome], ...]:
+    """The union of all, as a tree of small unions that are remembered: one changed policy costs one path to the root.
+
+    Where the tree branches depends on the contents alone, so that a change moves the branches next to it at most.
+    """
+    level = sorted(sources, key=_order)
+    while len(level) > 1:
+        groups: list[list[_Source]] = [[]]
+        for source in level:
+            groups[-1].append(source)
+            if len(groups[-1]) >= 2 and (source.digest[0] % _BRANCHES == 0 or len(groups[-1]) >= 2 * _BRANCHES):
+                groups.append([])
+        level = sorted((_united(tuple(group)) for group in groups if group), key=_order)
+    return tuple((entry.region, entry.outcome) for source in level for entry in source.entries)
+
+
+def _order(source: _Source) -> tuple[bytes, bytes]:
+    return source.order
+
+
+@lru_cache(maxsize=4096)
+def _united(sources: tuple[_Source, ...]) -> _Source:
+    if len(sources) == 1:
+        return sources[0]
+    builder = _Builder([source.entries for source in sources])
+    builder.run()
+    rules = _simplified(builder.emitted, rounds=1)
+    return _Source(tuple(_Entry(region, outcome, optional=False) for region, outcome in rules))
 
 
 class _Wants:
@@ -162,12 +210,7 @@ class _Builder:
         self.emitted: list[tuple[Region, Outcome]] = []
 
     def run(self) -> None:
-        pending = self._rules
-        for position in sorted(self._order, key=self._order.__getitem__):
-            entry = self._entries[position]
-            assert entry is not None  # noqa: S101 - positions of rules only
-            self._place(entry.region, pending, 1)
-            pending &= ~(1 << position)
+        self._split(Region(), self._rules, self._rules, (self._rules, -1), 0)
 
     def _place(self, region: Region, pending: int, depth: int) -> None:
         """Emit the region so that every request in it that comes by has enough.
@@ -177,24 +220,65 @@ class _Builder:
         meets, covers = self._index.relations(region)
         if covers & self._rules & ~pending:
             return  # all of it has been emitted before
-        first = (covers & self._certain) | self._ends
-        reach = first ^ (first - self._starts)  # per segment, up to and including the first that covers
+        reach = self._reach(covers)
         live = meets & reach & pending
-        if depth < _SPLIT_DEPTH and self._uncertain(live, reach):
-            splits = 0
-            for position in self._splitters(live & ~covers, live, reach):
-                if splits >= _SPLITS_PER_REGION or len(self.emitted) >= self._budget:
-                    break
-                entry = self._entries[position]
-                inner = region & entry.region if entry else None
-                if inner is not None and inner != region:
-                    self._place(inner, pending, depth + 1)
-                    splits += 1
-                    pending &= ~(1 << position)
-                    live = meets & reach & pending
-                    if not self._uncertain(live, reach):
-                        break
+        if depth < _SPLIT_DEPTH and len(self.emitted) < self._budget and self._uncertain(live, reach):
+            pending = self._split(region, pending, self._splitters(live & ~covers, live, reach), (meets, reach), depth)
+            live = meets & reach & pending
         self.emitted.append((region, self._wants.outcome(live)))
+
+    def _reach(self, covers: int) -> int:
+        """Per segment, the bits up to and including the first rule for certain that covers, or its end."""
+        first = (covers & self._certain) | self._ends
+        return first ^ (first - self._starts)
+
+    def _split(self, region: Region, pending: int, rules: int, bounds: tuple[int, int], depth: int) -> int:
+        """Place what these rules and the region share, and return what is still pending behind it.
+
+        Each policy's rules in order; first, whichever they are, those whose outcome is certain.
+        """
+        queues: dict[int, list[int]] = {}
+        for position in _positions(rules):
+            queues.setdefault(self._segment[position][0], []).append(position)
+        inners: dict[int, Region] = {}
+        splits = 0
+        while queues:
+            waiting: list[tuple[int, int]] = []
+            for start, queue in list(queues.items()):
+                while queue:
+                    position = queue[0]
+                    if position not in inners:
+                        entry = self._entries[position]
+                        assert entry is not None  # noqa: S101 - positions of rules only
+                        inners[position] = region & entry.region or region
+                    inner = inners[position]
+                    if inner == region and depth:
+                        queue.pop(0)
+                        continue
+                    meets, covers = self._index.relations(inner)
+                    if not covers & self._rules & ~pending:
+                        reach = self._reach(covers)
+                        live = meets & reach & pending
+                        if self._uncertain(live, reach):
+                            waiting.append(((live & ~covers).bit_count(), start))
+                            break
+                        self.emitted.append((inner, self._wants.outcome(live)))
+                    queue.pop(0)
+                    pending &= ~(1 << position)
+                if not queue:
+                    del queues[start]
+            waiting.sort()
+            for _, start in waiting[: 1 + len(waiting) // 16]:
+                meets, reach = bounds
+                if depth and (splits >= _SPLITS_PER_REGION or not self._uncertain(meets & reach & pending, reach)):
+                    return pending
+                splits += 1
+                position = queues[start].pop(0)
+                self._place(inners[position], pending, depth + 1)
+                pending &= ~(1 << position)
+                if not queues[start]:
+                    del queues[start]
+        return pending
 
     def _uncertain(self, live: int, reach: int) -> list[int]:
         """The wants that some live rule has and no policy has for certain all over the region."""
@@ -209,7 +293,7 @@ class _Builder:
                 result.append(asking)
         return result
 
-    def _splitters(self, crossing: int, live: int, reach: int) -> Iterator[int]:
+    def _splitters(self, crossing: int, live: int, reach: int) -> int:
         """The rules that meet the region without covering it and stand before, or are, a cause of uncertainty."""
         uncertain = self._uncertain(live, reach)
         chosen = []
@@ -218,7 +302,7 @@ class _Builder:
             rest = ones & -(1 << (position - start))
             if any((live & asking) >> start & rest for asking in uncertain):
                 chosen.append(position)
-        return iter(sorted(chosen, key=self._order.__getitem__))
+        return _mask(chosen)
 
 
 def _positions(mask: int) -> Iterator[int]:
@@ -240,11 +324,13 @@ def _mask(indices: Iterable[int]) -> int:
     return int.from_bytes(buffer, "little")
 
 
-def _simplified(rules: list[tuple[Region, Outcome]]) -> list[tuple[Region, Outcome]]:
-    size = -1
-    while size != len(rules):
+def _simplified(rules: list[tuple[Region, Outcome]], rounds: int) -> list[tuple[Region, Outcome]]:
+    """Fewer rules with the same outcome for every request. Ends when a round is no longer worth its time."""
+    for _ in range(rounds):
         size = len(rules)
         rules = _merged(_needed(rules))
+        if len(rules) > 0.98 * size:
+            break
     return rules
 
 
@@ -284,17 +370,19 @@ _MERGEABLE = ("namespaces", "atoms", "verbs", "users", "user_groups", "paths")
 def _merged(rules: list[tuple[Region, Outcome]]) -> list[tuple[Region, Outcome]]:
     """Rules of one outcome that differ in one field become one, where moving the later one up changes nothing."""
     for field in _MERGEABLE:
-        shapes = [_shape(region, outcome, field) for region, outcome in rules]
+        shapes = _shapes(field, rules)
         if len(set(shapes)) < len(shapes):
             rules = _merged_in(field, shapes, rules)
     return rules
 
 
-def _shape(region: Region, outcome: Outcome, field: str) -> Hashable:
-    """What two rules must share to be merged in this field; unique where the field is open."""
-    if getattr(region, field) is None:
-        return region, outcome
-    return msgspec.structs.replace(region, **{field: None}), outcome, field
+def _shapes(field: str, rules: Sequence[tuple[Region, Outcome]]) -> list[Hashable]:
+    """Per rule what two rules must share to be merged in this field; unique where the field is open."""
+    others = [other for other in _MERGEABLE if other != field]
+    return [
+        i if getattr(region, field) is None else (outcome, region.scope, *[getattr(region, other) for other in others])
+        for i, (region, outcome) in enumerate(rules)
+    ]
 
 
 def _merged_in(
@@ -349,7 +437,7 @@ def _rule(region: Region, outcome: Outcome, stages: frozenset[Stage], managed_fi
         namespaces=_listed(region.namespaces),
         resources=entries(region.atoms) if region.atoms is not None else (),
         non_resource_urls=_listed(frozenset("*") if region.paths is None else region.paths)
-        if region.scope is Scope.NON_RESOURCE
+        if region.scope == NON_RESOURCE
         else (),
         omit_stages=frozenset() if nothing else outcome.omit_stages - stages,
         omit_managed_fields=outcome.omit_managed_fields if own_choice else None,
