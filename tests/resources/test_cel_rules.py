@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import structural
 import yaml
-from audit_operator.resources.crd import schemas
-from audit_operator.resources.load import ResourceError, load_resource
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from audit_operator.resources.crd import schemas
+from audit_operator.resources.load import ResourceError, load_resource
 
 Json = dict[str, Any]
 SCHEMAS = schemas()
@@ -111,42 +112,15 @@ def test_messages_and_field_paths_are_what_an_api_server_takes(kind: str) -> Non
 
 # --- anything else: documents drawn from the schemas, good and bad, judged by both -----------------------------------
 
-STRINGS = (
-    [
-        "",
-        "a",
-        "A",
-        "a-b",
-        "-a",
-        "a.b",
-        "*",
-        "a/b",
-        "/a*",
-        "/a*b",
-        "10s",
-        "1m30s",
-        "2m",
-        "1.5s",
-        "10Gi",
-        "1x",
-        "500m",
-        "é",
-    ]
-    + [
-        "https://a",
-        "http://a:80/x?y",
-        "https://u:p@a",
-        "ftp://a",
-        "https://",
-        "https://a b",
-        "a:9093",
-        "[::1]:9",
-        "::1",
-    ]
-    + ["10.0.0.1", "300.0.0.1", "10.0.0.0/8", "{cluster}/%Y", "%Z", "{x}", "spec.users[*].key", "spec..a", 'a["b.c/d"]']
-    + ["arn:aws:iam::123456789012:role/x", "projects/p", "X-A", "Cookie", "a" * 64, "a" * 600, "PRIVATE KEY"]
-    + ["-----BEGIN CERTIFICATE-----"]
-)
+STRINGS = [
+    *re.findall(
+        r"\S+",
+        """a A a-b -a a.b * a/b /a* /a*b 10s 1m30s 2m 1.5s 10Gi 1x 500m é X-A Cookie projects/p {cluster}/%Y %Z {x}
+        https://a http://a:80/x?y https://u:p@a ftp://a https:// a:9093 [::1]:9 ::1 10.0.0.1 300.0.0.1 10.0.0.0/8
+        arn:aws:iam::123456789012:role/x spec.users[*].key spec..a a["b.c/d"]""",
+    ),
+    *("", "https://a b", "a" * 64, "a" * 600, "-----BEGIN CERTIFICATE-----", "PRIVATE KEY"),
+]
 STRAY = st.one_of(
     st.none(), st.booleans(), st.integers(-2, 400), st.sampled_from(STRINGS), st.builds(list), st.builds(dict)
 )

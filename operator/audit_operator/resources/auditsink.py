@@ -159,6 +159,7 @@ _CERTIFICATES: Final = CelRule(
     rule="self.contains('-----BEGIN CERTIFICATE-----') && !self.contains('PRIVATE KEY')",
     message="must be PEM certificates and nothing secret; the key of a client certificate belongs into a Secret",
     holds=lambda text: "-----BEGIN CERTIFICATE-----" in text and "PRIVATE KEY" not in text,
+    reason="FieldValueForbidden",
 )
 
 
@@ -212,6 +213,7 @@ class Header(Model):
             message="this header is a credential: put it into a Secret and refer to it with secret, or use auth",
             holds=lambda self: self.value is None or re.search(_CREDENTIAL_HEADERS, self.name) is None,
             field=".value",
+            reason="FieldValueForbidden",
         ),
     )
 

@@ -228,7 +228,7 @@ def _structural(schema: Json, *, is_key: bool = False) -> Json:
         result["additionalProperties"] = _structural(schema["additionalProperties"])
     result |= {key: value for key, value in schema.items() if key.startswith("x-kubernetes-")}
     if "default" in schema and (is_key or _worth_writing(schema["default"], schema, result)):
-        result["default"] = {} if isinstance(schema["default"], dict) else schema["default"]
+        result["default"] = _written(result) if isinstance(schema["default"], dict) else schema["default"]
     return result
 
 
@@ -243,12 +243,21 @@ def _resolved(schema: Json) -> Json:
     return schema
 
 
+def _written(structural: Json) -> Json:
+    """The default of an object whose fields have defaults: {}, unless it has rules of its own.
+
+    API servers hold a default to the rules as it is written, before they fill in the defaults of its fields.
+    """
+    if "x-kubernetes-validations" not in structural:
+        return {}
+    return {name: field["default"] for name, field in structural["properties"].items() if "default" in field}
+
+
 def _worth_writing(default: Any, schema: Json, structural: Json) -> bool:
     """Whether the API server should write this default into objects.
 
-    Not what is empty: it would be noise in every object. Of an object only {}, and only if the defaults of its own
-    fields then make it what the models say: the default of a union would stay behind when a user chooses another
-    member, and make two.
+    Not what is empty: it would be noise in every object. Of an object only what the defaults of its own fields make of
+    {}: the default of a union, say, would stay behind when a user chooses another member, and make two.
     """
     if not isinstance(default, dict):
         return default not in (None, "", [])

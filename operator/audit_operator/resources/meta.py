@@ -46,6 +46,7 @@ class CelRule:
     ``rule`` is CEL as the API server evaluates it on the wire form, after defaulting; ``holds`` is the same on the
     validated value. ``message`` is for the person who wrote the resource: what is wrong and what to write instead.
     ``field`` is the JSON path, below where the rule stands, that the error points at. Only CEL of Kubernetes 1.28.
+    ``reason`` FieldValueForbidden keeps an API server from repeating the value, which may be a secret.
     """
 
     rule: str
@@ -343,6 +344,7 @@ _NO_USERINFO: Final = CelRule(
     rule=f"!self.matches('{_USERINFO}')",
     message="holds a user or password; take them out of the URL and refer to a Secret with auth",
     holds=lambda url: re.search(_USERINFO, url) is None,
+    reason="FieldValueForbidden",
 )
 
 _OCTET: Final = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
@@ -361,7 +363,7 @@ Url = Annotated[
     ),
     _NO_USERINFO,
 ]
-"""Where HTTP goes. The pattern lets a user name through so that a rule, which never repeats the value, refuses it."""
+"""Where HTTP goes. The pattern lets a user name through: a broken pattern repeats the value, the rule does not."""
 
 IpAddress = Annotated[str, Field(max_length=45, pattern=grammar(f"^({_IPV4}|{_IPV6})$", "an IP address"))]
 

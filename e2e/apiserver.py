@@ -1,0 +1,227 @@
+"""A real API server to test against: one that E2E_KUBECONFIG names, or kube-apiserver and etcd started here.
+
+The binaries are looked for in KUBEBUILDER_ASSETS, then where `setup-envtest` puts them. Everything started here listens
+on loopback, lives in a temporary folder, and ends with the context.
+"""
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import ssl
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Json = dict[str, Any]
+
+HOW_TO_GET_ONE = (
+    "no API server: set E2E_KUBECONFIG to a cluster that may be changed, or KUBEBUILDER_ASSETS to a folder with "
+    "kube-apiserver and etcd (`setup-envtest use 1.36.x -p path` fetches one)"
+)
+
+APPLY = "application/apply-patch+yaml"
+MERGE = "application/merge-patch+json"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the API server answered: HTTP status, JSON body, warnings."""
+
+    status: int
+    body: Json
+    warnings: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return self.status < 300
+
+    @property
+    def causes(self) -> tuple[tuple[str, str], ...]:
+        """(field, message) of every cause of a refusal."""
+        causes = self.body.get("details", {}).get("causes", ())
+        return tuple((cause.get("field", ""), cause.get("message", "")) for cause in causes)
+
+
+@dataclass(frozen=True)
+class ApiServer:
+    """Where an API server is and how to be let in; requests are JSON over HTTP, nothing more."""
+
+    url: str
+    token: str | None = None
+    ca: Path | None = None
+
+    def request(
+        self, method: str, path: str, body: object = None, *, content: str = "application/json", accept: str = ""
+    ) -> Answer:
+        headers = {"Accept": accept or "application/json", "Content-Type": content}
+        if self.token:
+            headers["Authorization"] = f"Bearer {self.token}"
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.url}{path}", data, headers, method=method)
+        context = ssl.create_default_context(cafile=self.ca) if self.ca else None
+        try:
+            with urllib.request.urlopen(request, timeout=30, context=context) as response:
+                return _answer(response)
+        except urllib.error.HTTPError as error:
+            with error:
+                return _answer(error)
+
+    def apply(self, path: str, document: Json) -> Answer:
+        """Server-side apply of the object at ``path``."""
+        return self.request("PATCH", f"{path}?fieldManager=e2e", document, content=APPLY)
+
+    def check(self, folder: str, document: Json) -> Answer:
+        """What creating the object in ``folder`` would lead to; unknown fields are errors."""
+        return self.request("POST", f"{folder}?dryRun=All&fieldValidation=Strict", document)
+
+
+def _answer(response: Any) -> Answer:
+    warnings = tuple(response.headers.get_all("Warning") or ())
+    text = response.read().decode()
+    is_json = "json" in response.headers.get("Content-Type", "")
+    body = json.loads(text) if is_json else {"text": text}
+    return Answer(response.status, body, warnings)
+
+
+@contextlib.contextmanager
+def running(flags: Sequence[str] = ()) -> Iterator[ApiServer]:
+    """An API server; ``flags`` are added where it is started here. Raises LookupError saying how to get one."""
+    if kubeconfig := os.environ.get("E2E_KUBECONFIG"):
+        with _proxy(kubeconfig) as server:
+            yield server
+        return
+    binaries = find_binaries()
+    if binaries is None:
+        raise LookupError(HOW_TO_GET_ONE)
+    with (
+        tempfile.TemporaryDirectory(prefix="audit-operator-e2e-") as folder,
+        _etcd(binaries, Path(folder)) as etcd,
+        _kube_apiserver(binaries, Path(folder), etcd, flags) as server,
+    ):
+        yield server
+
+
+def find_binaries() -> Path | None:
+    """The folder with kube-apiserver and etcd; of several versions the newest."""
+    if assets := os.environ.get("KUBEBUILDER_ASSETS"):
+        return Path(assets) if (Path(assets) / "kube-apiserver").exists() else None
+    versions = Path.home().glob(".local/share/kubebuilder-envtest/k8s/*/kube-apiserver")
+    found = sorted(versions, key=lambda path: [int(number) for number in re.findall(r"\d+", path.parent.name)[:3]])
+    return found[-1].parent if found else None
+
+
+@contextlib.contextmanager
+def _proxy(kubeconfig: str) -> Iterator[ApiServer]:
+    """`kubectl proxy`, which knows every way to log in that a kubeconfig can ask for."""
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        raise LookupError("E2E_KUBECONFIG needs kubectl on the PATH")
+    port = _free_port()
+    command = [kubectl, "proxy", f"--kubeconfig={kubeconfig}", f"--port={port}", "--reject-paths=^$"]
+    with tempfile.TemporaryDirectory() as folder, _process(command, Path(folder) / "proxy.log") as process:
+        server = ApiServer(f"http://127.0.0.1:{port}")
+        _wait_until_ready(server, process, Path(folder) / "proxy.log")
+        yield server
+
+
+@contextlib.contextmanager
+def _etcd(binaries: Path, folder: Path) -> Iterator[str]:
+    url, peer = (f"http://127.0.0.1:{_free_port()}" for _ in range(2))
+    command = [
+        str(binaries / "etcd"),
+        f"--data-dir={folder / 'etcd'}",
+        f"--listen-client-urls={url}",
+        f"--advertise-client-urls={url}",
+        f"--listen-peer-urls={peer}",
+        "--unsafe-no-fsync",
+        "--log-level=error",
+    ]
+    with _process(command, folder / "etcd.log"):
+        yield url
+
+
+@contextlib.contextmanager
+def _kube_apiserver(binaries: Path, folder: Path, etcd: str, flags: Sequence[str]) -> Iterator[ApiServer]:
+    port, token = _free_port(), secrets.token_hex(16)
+    tokens, key = folder / "tokens.csv", folder / "service-account.key"
+    tokens.write_text(f"{token},admin,admin,system:masters\n")
+    subprocess.run(["openssl", "genrsa", "-out", key, "2048"], check=True, capture_output=True)
+    command = [
+        str(binaries / "kube-apiserver"),
+        f"--etcd-servers={etcd}",
+        f"--cert-dir={folder / 'certificates'}",
+        "--bind-address=127.0.0.1",
+        f"--secure-port={port}",
+        f"--token-auth-file={tokens}",
+        "--authorization-mode=RBAC",
+        f"--service-account-key-file={key}",
+        f"--service-account-signing-key-file={key}",
+        "--service-account-issuer=https://kubernetes.default.svc",
+        "--service-cluster-ip-range=10.0.0.0/24",
+        "--disable-admission-plugins=ServiceAccount",
+        *flags,
+    ]
+    log = folder / "kube-apiserver.log"
+    with _process(command, log) as process:
+        # It writes its own certificate before it listens.
+        certificate = folder / "certificates" / "apiserver.crt"
+        _wait(certificate.exists, process, log)
+        server = ApiServer(f"https://127.0.0.1:{port}", token, certificate)
+        _wait_until_ready(server, process, log)
+        yield server
+
+
+@contextlib.contextmanager
+def _process(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=_environment())
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _environment() -> Mapping[str, str]:
+    """Nothing on loopback goes through a proxy."""
+    return {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+
+
+def _wait_until_ready(server: ApiServer, process: subprocess.Popen[bytes], log: Path) -> None:
+    def ready() -> bool:
+        try:
+            return server.request("GET", "/readyz").ok
+        except (OSError, urllib.error.URLError):
+            return False
+
+    _wait(ready, process, log)
+
+
+def _wait(condition: Any, process: subprocess.Popen[bytes], log: Path, seconds: float = 90) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        if process.poll() is not None or time.monotonic() > until:
+            tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+            raise RuntimeError(f"{process.args[0]} does not come up:\n{tail}")  # type: ignore[index]
+        time.sleep(0.2)
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
