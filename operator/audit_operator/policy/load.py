@@ -13,12 +13,10 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from audit_operator.policy.kinds import Version
 from audit_operator.policy.model import STAGES, GroupResources, Level, Policy, Rule, Stage
 from audit_operator.policy.nodes import LIMITS, Field, Limits, Node, Path, TextError, node_of, path_text
 from audit_operator.policy.yamltext import read
-
-Version = tuple[int, int]
-"""A Kubernetes version, such as ``(1, 36)``."""
 
 NEWEST: Final[Version] = (1, 36)
 """The newest version this module knows; also the default everywhere."""
@@ -236,7 +234,7 @@ _STRING = _Type("string", "string")
 _UID = _Type("types.UID", "string")
 _BOOL = _Type("bool", "bool")
 _BOOL_POINTER = _Type("bool", "bool", pointer=True)
-_TIME = _Type("v1.Time", "time")
+_TIME = _Type("string", "time")
 _STRINGS = _list(_STRING)
 _STAGES = _list(_Type("v1.Stage", "string"))
 _STRING_MAP = _Type("map[string]string", "map", _STRING)
@@ -341,14 +339,18 @@ class _Decoder:
                 return content
             case "int" if isinstance(content, int) and not isinstance(content, bool) and -(2**63) <= content < 2**63:
                 return content
+            case "time" if isinstance(content, str) and _is_time(content):
+                return content
             case "time" if isinstance(content, str):
-                return content if _is_time(content) else self._fail(path, f"parsing time {_quoted(content)}")
+                self._fail(path, f"parsing time {_quoted(content)}: not of the form 2006-01-02T15:04:05Z")
+                return into
         value = _json_name(content)
         if go_type.shape == "int" and value == "number":
             value = f"number {content}"
         struct, fields = names
         where = f"Go struct field {struct}.{'.'.join(fields)}"
-        return self._fail(path, f"json: cannot unmarshal {value} into {where} of type {go_type.name}")
+        self._fail(path, f"json: cannot unmarshal {value} into {where} of type {go_type.name}")
+        return into
 
     def _items(
         self, items: list[Node], go_type: _Type, into: Any, path: Path, names: tuple[str, tuple[str, ...]]
