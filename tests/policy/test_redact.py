@@ -225,6 +225,12 @@ def test_a_secret_inside_another_object_is_found_by_its_kind() -> None:
     assert redact(manifest, requestObject=listed)["object"]["items"] == [{"data": {"a": MASK}}]
 
 
+def test_a_kind_counts_beside_own_rules() -> None:
+    body = {"kind": "Secret", "data": {"a": "x"}, "spec": {"password": "x", "other": "y"}}
+    after = {"kind": "Secret", "data": {"a": MASK}, "spec": {"other": "y"}}
+    assert body_after(logins("spec.password"), body=body) == after
+
+
 def test_a_repeating_annotation_goes_if_a_secret_is_in_what_it_repeats() -> None:
     inside = json.dumps({"spec": {"manifest": {"kind": "Secret", "data": {"a": "x"}}}})
     reference = json.dumps({"spec": {"ref": {"kind": "Secret", "name": "x"}}})

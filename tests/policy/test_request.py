@@ -121,6 +121,10 @@ RESOURCES = [
     ("list", "/api/v1/secrets?fieldSelector=metadata.name%3Ddb&limit=", "", "secrets", "", "", ""),
     ("watch", "/api/v1/secrets?watch&fieldSelector=metadata.name%3Ddb&timeoutSeconds=1e3", "", "secrets", "", "", ""),
     ("list", "/api/v1/secrets?fieldSelector=metadata.name%3Ddb&labelSelector=a%3D%3D%3Db", "", "secrets", "", "", ""),
+    ("list", "/api/v1/secrets?fieldSelector=metadata.name%3Ddb&limit=9223372036854775808", "", "secrets", "", "", ""),
+    ("list", "/api/v1/secrets?fieldSelector=metadata.name%3Ddb&limit=%2", "", "secrets", "", "", "db"),
+    ("list", f"/api/v1/secrets?fieldSelector=metadata.name%3Ddb&labelSelector={'a' * 64}", "", "secrets", "", "", ""),
+    ("list", f"/api/v1/secrets?fieldSelector=metadata.name%3Ddb&labelSelector={'a' * 63}", "", "secrets", "", "", "db"),
     ("list", "/api/v1/secrets?fieldSelector=metadata.name%3Ddb&labelSelector=a+in+(b,)", "", "secrets", "", "", "db"),
     ("list", f"/api/v1/secrets?fieldSelector=metadata.name%3Ddb&limit={'0' * 5000}7", "", "secrets", "", "", "db"),
     # The verb in the path, the way it was before watch=true. No field selector is looked at.

@@ -476,8 +476,8 @@ def _compile(rules: Iterable[RedactionRule]) -> tuple[_Redaction, ...]:
     return tuple(_Redaction(_steps(path), rule.action) for rule in rules for path in rule.paths)
 
 
-_FIRST_NAME = re.compile(r"(?!\$\.)([A-Za-z0-9_$-]+)")  # $. is how a JSONPath starts
-_DOT_NAME = re.compile(r"\.([A-Za-z0-9_$-]+)")
+_FIRST_NAME = re.compile(r"([A-Za-z0-9_-]+)")
+_DOT_NAME = re.compile(r"\.([A-Za-z0-9_-]+)")
 _QUOTED = re.compile(r'\["([^"\\]+)"\]')
 
 
