@@ -1,5 +1,6 @@
 """The CRDs on a real API server: taken without a word, and refusing exactly what the models refuse."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,9 @@ VALID = [
     for found in yaml.safe_load_all(file.read_text())
 ]
 INVALID = [
-    pytest.param(yaml.safe_load(file.read_text()), id=file.stem) for file in sorted((DATA / "invalid").glob("*.yaml"))
+    pytest.param(json.loads(json.dumps(found, default=str)), id=file.stem)
+    for file in sorted((DATA / "invalid").glob("*.yaml"))
+    if isinstance(found := yaml.safe_load(file.read_text()), dict) and found["kind"] in PLURALS
 ]
 
 

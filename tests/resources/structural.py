@@ -71,7 +71,9 @@ def _strict(schema: Json) -> Json:
     """The schema with unknown fields refused, as fieldValidation=Strict does; metadata is Kubernetes' own."""
     found = dict(schema)
     if "properties" in found:
-        found["properties"] = {name: _strict(field) for name, field in found["properties"].items()}
+        found["properties"] = {
+            name: field if name == "metadata" else _strict(field) for name, field in found["properties"].items()
+        }
         found["additionalProperties"] = False
     for key in ("items", "additionalProperties"):
         if isinstance(found.get(key), dict):

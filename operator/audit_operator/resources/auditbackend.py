@@ -478,5 +478,6 @@ class AuditBackend(Model):
             rule="self.metadata.name == 'default'",
             message="there is one AuditBackend in a cluster; name it default",
             holds=lambda self: self.metadata.name == "default",
+            field=".metadata.name",
         ),
     )

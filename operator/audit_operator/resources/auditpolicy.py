@@ -162,7 +162,7 @@ class PolicyRule(_Rule):
     )
 
 
-_PATH_NAME: Final = r"[A-Za-z0-9_$-]+"
+_PATH_NAME: Final = r"[A-Za-z0-9_-]+"
 _PATH_KEY: Final = r'\["[^"\\]+"\]'
 
 RedactionPath = Annotated[

@@ -761,7 +761,7 @@ class Proxy(Model):
     """HTTP proxy on the way to the sink."""
 
     url: Url = Field(description="The proxy.", examples=["http://proxy:3128"])
-    auth: BasicAuth | None = Field(None, description="User name and password.")
+    basic_auth: BasicAuth | None = Field(None, description="User name and password.")
 
 
 class Batch(Model):

@@ -172,8 +172,8 @@ def _root(model: type[Resource]) -> Json:
         "properties": {
             "apiVersion": {"description": "Version of this schema.", "type": "string"},
             "kind": {"description": "Kind of this resource.", "type": "string"},
-            # Anything else here is refused by API servers, which bring the schema of metadata.
-            "metadata": {"type": "object"},
+            # API servers bring the schema of metadata and take nothing here but what is about the name.
+            "metadata": {"type": "object", "properties": {"name": {"type": "string"}}},
             "spec": _structural(fields["spec"]),
             # A default in a status would be written by the API server where the operator has not measured anything.
             "status": _without_defaults(_structural(fields["status"])),

@@ -229,7 +229,7 @@ Name = Annotated[
         max_length=253,
         pattern=grammar(
             rf"^{_LABEL}(\.{_LABEL})*$",
-            "a name of Kubernetes: lower-case letters, digits, - and ., with a letter or digit at both ends",
+            "an object's name: lower-case letters, digits, - and ., with a letter or digit at both ends",
         ),
     ),
 ]
@@ -369,7 +369,10 @@ IpAddress = Annotated[str, Field(max_length=45, pattern=grammar(f"^({_IPV4}|{_IP
 
 Cidr = Annotated[
     str,
-    Field(max_length=49, pattern=grammar(f"^({_IPV4}/[0-9]{{1,2}}|{_IPV6}/[0-9]{{1,3}})$", "a range: 10.0.0.0/8")),
+    Field(
+        max_length=49,
+        pattern=grammar(f"^({_IPV4}/[0-9]{{1,2}}|{_IPV6}/[0-9]{{1,3}})$", "a range of addresses such as 10.0.0.0/8"),
+    ),
 ]
 
 Host = Annotated[
