@@ -16,8 +16,9 @@ What an event cannot tell: a client that sends ``GET http://host`` has an empty 
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import NamedTuple
 from urllib.parse import unquote, unquote_plus
+
+import msgspec
 
 from audit_operator.policy.events import Event, ObjectRef, UserInfo, event_of
 from audit_operator.policy.model import Request
@@ -82,7 +83,7 @@ def _as_recorded(event: Event, ref: ObjectRef) -> Request:
     )
 
 
-class _Target(NamedTuple):
+class _Target(msgspec.Struct, frozen=True, gc=False):
     """What the path of a URL names; ``path`` is the decoded one. ``may_select``: a query could name the object."""
 
     path: str
@@ -122,14 +123,15 @@ def _target(raw_path: str) -> _Target:
         if len(parts) > 2 and parts[2] not in _NAMESPACE_SUBRESOURCES:
             parts = parts[2:]
 
+    depth = len(parts)
     return _Target(
         path,
         is_resource=True,
         group=group,
         resource=parts[0],
-        subresource=parts[2] if len(parts) > 2 and special != "proxy" else "",
+        subresource=parts[2] if depth > 2 and special != "proxy" else "",
         namespace=namespace,
-        name=parts[1] if len(parts) > 1 else "",
+        name=parts[1] if depth > 1 else "",
         may_select=not special,
     )
 
