@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from audit_operator.policy.kinds import Version
+from audit_operator.policy.kinds import Version as Version
 from audit_operator.policy.model import STAGES, GroupResources, Level, Policy, Rule, Stage
 from audit_operator.policy.nodes import LIMITS, Field, Limits, Node, Path, TextError, node_of, path_text
 from audit_operator.policy.yamltext import read
