@@ -337,9 +337,9 @@ class Splunk(SinkType):
     url: Url = Field(description="The collector.", examples=["https://splunk:8088"])
     token: SecretKeyReference = Field(description="HEC token.")
     index: Text | None = Field(None, description="Index; omitted: the token's.")
-    source: Template = Field("kubernetes:{cluster}", description="source of the events.")
-    sourcetype: Text = Field("kube:apiserver:audit", description="sourcetype of the events.")
-    host: Template = Field("{cluster}", description="host of the events.")
+    source: Template = Field("kubernetes:{cluster}", description="Splunk's source of the events.")
+    sourcetype: Text = Field("kube:apiserver:audit", description="Splunk's sourcetype of the events.")
+    host: Template = Field("{cluster}", description="Splunk's host of the events.")
     acknowledgement: Boolean = Field(
         False, description="Wait until the indexer has the events; the token must have acknowledgement on."
     )
@@ -502,7 +502,9 @@ class Azure(Model):
         pattern=grammar("^[a-z0-9]([a-z0-9-]*[a-z0-9])$", "a container: lower-case letters, digits and -"),
         description="Container.",
     )
-    endpoint: Url | None = Field(None, description="Where Blob Storage is, if not <account>.blob.core.windows.net.")
+    endpoint: Url | None = Field(
+        None, description="Where Blob Storage is, if not ACCOUNT.blob.core.windows.net."
+    )
     access_tier: Literal["Hot", "Cool", "Cold", "Archive"] | None = Field(
         None, description="Access tier of the blobs; omitted: the account's default."
     )

@@ -9,7 +9,7 @@ from pydantic.json_schema import models_json_schema
 
 from audit_operator.resources.auditbackend import AuditBackend
 from audit_operator.resources.auditpolicy import AuditPolicy
-from audit_operator.resources.auditsink import AuditSink
+from audit_operator.resources.auditsink import SINK_TYPES, AuditSink, BatchLimits
 from audit_operator.resources.load import Resource
 from audit_operator.resources.meta import GROUP, VERSION, Json
 from audit_operator.resources.yamlwriter import write
@@ -261,9 +261,13 @@ def _worth_writing(default: Any, schema: Json, structural: Json) -> bool:
     """
     if not isinstance(default, dict):
         return default not in (None, "", [])
+    return default == _from_nothing(schema) and any("default" in field for field in structural["properties"].values())
+
+
+def _from_nothing(schema: Json) -> Json:
+    """What the models make of {}."""
     fields: Json = schema.get("properties", {})
-    from_nothing = {name: field.get("default", {}) for name, field in fields.items()}
-    return default == from_nothing and any("default" in field for field in structural["properties"].values())
+    return {name: field.get("default", {}) for name, field in fields.items()}
 
 
 def _without_defaults(schema: Json) -> Json:
@@ -335,6 +339,8 @@ def _targets(schema: Any) -> Iterator[str]:
 
 def _section(name: str, schema: Json) -> list[str]:
     lines = ["", f"### {name}", "", _paragraphs(schema["description"])]
+    if name in _BATCHES:
+        lines += ["", _batches(_BATCHES[name])]
     if fields := schema.get("properties"):
         lines += ["", "| field | type | default | |", "|---|---|---|---|"]
         required = schema.get("required", ())
@@ -342,18 +348,35 @@ def _section(name: str, schema: Json) -> list[str]:
     return lines + _rules(schema)
 
 
+_BATCHES: Final = {kind.__name__: kind.batch_limits for kind in SINK_TYPES.values()}
+
+
+def _batches(limits: BatchLimits) -> str:
+    most = f"{limits.max_events:,} events, {limits.max_bytes:,} bytes or {limits.max_age:g} s"
+    return f"Batches of {most}, if spec.batch does not say otherwise."
+
+
 def _row(name: str, schema: Json, *, required: bool) -> str:
-    default = "*required*" if required else _literal(schema.get("default"))
-    said = [schema.get("description", ""), *_bounds(_resolved(schema))]
+    resolved = _resolved(schema)
+    default = "*required*" if required else _default(resolved)
+    said = [_one_line(resolved.get("description", "")), *_bounds(resolved)]
     if examples := schema.get("examples"):
-        said.append(f"Example: {', '.join(map(_literal, examples))}.")
+        said.append(f"Example: {', '.join(f'`{_flow(example)}`' for example in examples)}.")
     text = " ".join(filter(None, said)).replace("|", "\\|")
     return f"| `{name}` | {_type(schema)} | {default} | {text} |"
 
 
+def _default(schema: Json) -> str:
+    """The default; of an object only what the defaults of its fields do not say."""
+    default = schema.get("default")
+    if isinstance(default, dict):
+        default = {} if default == _from_nothing(schema) else _not_empty(default)
+    return "" if default in (None, "", [], {}) else f"`{_flow(default)}`"
+
+
 def _rules(schema: Json) -> list[str]:
     rules = schema.get("x-kubernetes-validations", ())
-    return ["", *(f"* {rule['message'][0].upper()}{rule['message'][1:]}." for rule in rules)] if rules else []
+    return ["", *(f"* {rule['message']}" for rule in rules)] if rules else []
 
 
 def _type(schema: Json) -> str:
@@ -385,28 +408,25 @@ def _bounds(schema: Json) -> Iterator[str]:
         yield f"{least}{schema['maxItems']} entries."
 
 
-def _literal(value: Any) -> str:
-    match value:
-        case None | "" | [] | {}:
-            return ""
-        case bool():
-            return f"`{str(value).lower()}`"
-        case list():
-            return f"`[{', '.join(map(str, value))}]`"
-        case dict():
-            shown = _not_empty(value)
-            return "" if any(isinstance(item, dict) for item in shown.values()) else _flow(shown)
-        case _:
-            return f"`{value}`"
-
-
 def _not_empty(value: Json) -> Json:
-    items = {key: _not_empty(item) if isinstance(item, dict) else item for key, item in value.items()}
-    return {key: item for key, item in items.items() if item not in (None, "", [], {})}
+    return {
+        key: _not_empty(item) if isinstance(item, dict) else item
+        for key, item in value.items()
+        if item not in (None, "", [])
+    }
 
 
-def _flow(value: Json) -> str:
-    return f"`{{{', '.join(f'{key}: {item}' for key, item in value.items())}}}`" if value else ""
+def _flow(value: Any) -> str:
+    """A value as one writes it in YAML, in one line."""
+    match value:
+        case bool():
+            return str(value).lower()
+        case list():
+            return f"[{', '.join(map(_flow, value))}]"
+        case dict():
+            return f"{{{', '.join(f'{key}: {_flow(item)}' for key, item in value.items())}}}"
+        case _:
+            return str(value)
 
 
 def _paragraphs(text: str) -> str:

@@ -123,6 +123,7 @@ class Model(BaseModel):
         validate_by_name=True,
         validate_by_alias=True,
         serialize_by_alias=True,
+        defer_build=True,  # a command that reads AuditPolicies only need not wait for AuditSinks
     )
 
     cel_rules: ClassVar[tuple[CelRule, ...]] = ()
