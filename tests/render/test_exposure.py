@@ -45,9 +45,9 @@ def test_the_address_is_what_the_backend_says_or_the_cluster_gave(
 @pytest.mark.parametrize(
     ("exposure", "url", "field"),
     [
-        ({}, "https://<ADDRESS>:8443/audit", "clusterIP.clusterIP"),
-        ({"nodePort": {"addresses": [NODE]}}, "https://10.0.0.1:<PORT>/audit", "nodePort.port"),
-        ({"loadBalancer": {}}, "https://<ADDRESS>:8443/audit", "loadBalancer.address"),
+        ({}, "https://{ADDRESS}:8443/audit", "clusterIP.clusterIP"),
+        ({"nodePort": {"addresses": [NODE]}}, "https://10.0.0.1:{PORT}/audit", "nodePort.port"),
+        ({"loadBalancer": {}}, "https://{ADDRESS}:8443/audit", "loadBalancer.address"),
     ],
 )  # fmt: skip
 def test_an_address_that_only_the_cluster_knows_is_a_placeholder_and_said(

@@ -59,7 +59,7 @@ def exposed(receiver: "Receiver", world: "World") -> Exposed:
             f"{RECEIVER}` shows",
         )
     return Exposed(
-        url=f"https://{_bracketed(host) if host else '<ADDRESS>'}:{port or '<PORT>'}{AUDIT_PATH}",
+        url=f"https://{_bracketed(host) if host else '{ADDRESS}'}:{port or '{PORT}'}{AUDIT_PATH}",
         server_name=service,
         names=(service, f"{service}.{world.cluster_domain}", *((host,) if host else ()), *others),
         unknown=unknown,

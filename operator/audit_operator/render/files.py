@@ -10,7 +10,7 @@ from audit_operator.render.flags import NODE_DIRECTORY, Flags
 from audit_operator.render.kubeadm import kind, kubeadm
 from audit_operator.render.kubeconfig import CertificateFiles, kubeconfig
 from audit_operator.render.policyfile import policy_file
-from audit_operator.render.program import Credential
+from audit_operator.render.program import HASH_KEY, Credential
 from audit_operator.render.status import ResourceStatus, counted
 from audit_operator.render.workload import CREDENTIALS, TLS, Object
 from audit_operator.resources.yamlwriter import write
@@ -74,34 +74,39 @@ def status_files(statuses: Iterable[ResourceStatus]) -> dict[str, str]:
     return result
 
 
-def credentials_file(credentials: Sequence[Credential], world: "World") -> dict[str, str]:
-    """A script that copies what sinks refer to into the Secret that receivers read."""
-    if not credentials:
+def credentials_file(credentials: Sequence[Credential], hashes: bool, world: "World") -> dict[str, str]:
+    """A script that copies what sinks refer to into the Secret that receivers read.
+
+    ``hashes``: some redaction hashes, so the Secret needs a key for it, made once and kept.
+    """
+    if not credentials and not hashes:
         return {}
-    copies = [
-        f"copy {each.kind.lower()} {each.namespace} {each.name} {each.key} {each.file}"  # none can hold a blank
-        for each in credentials
-    ]
-    lines = [
-        "#!/bin/sh",
-        f"# Copies what AuditSinks refer to into the Secret that receivers read, {CREDENTIALS}. Needs kubectl.",
-        "set -eu",
-        "umask 077",
-        "folder=$(mktemp -d)",
-        "trap 'rm -rf \"$folder\"' EXIT",
-        "",
-        "copy() { # kind namespace name key file",
-        "  case $1 in secret) decode=' | base64decode' ;; *) decode= ;; esac",
-        '  kubectl -n "$2" get "$1" "$3" -o go-template="{{index .data \\"$4\\"$decode}}" >"$folder/$5"',
-        "}",
-        "",
-        *copies,
-        "",
-        f"namespace={world.root_namespace}",
-        f'kubectl -n "$namespace" create secret generic {CREDENTIALS} --from-file="$folder" --dry-run=client -o yaml |',
-        '  kubectl -n "$namespace" apply --server-side -f -',
-    ]
-    return {"credentials.sh": "\n".join(lines) + "\n"}
+    # No kind, namespace, name or key can hold a blank or a quote.
+    copies = [f"copy {each.kind.lower()} {each.namespace} {each.name} {each.key} {each.file}" for each in credentials]
+    key = f"""
+# The key of redactions that hash: equal values stay recognizable only as long as it stays.
+template='{{{{with .data}}}}{{{{with index . "{HASH_KEY}"}}}}{{{{. | base64decode}}}}{{{{end}}}}{{{{end}}}}'
+kubectl -n "$namespace" get secret {CREDENTIALS} --ignore-not-found -o go-template="$template" >"$folder/{HASH_KEY}"
+[ -s "$folder/{HASH_KEY}" ] || openssl rand -hex 32 >"$folder/{HASH_KEY}"
+"""
+    script = f"""#!/bin/sh
+# Copies what AuditSinks refer to into the Secret that receivers read, {CREDENTIALS}. Needs kubectl.
+set -eu
+umask 077
+namespace={world.root_namespace}
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+
+copy() {{ # kind namespace name key file
+  case $1 in secret) decode=' | base64decode' ;; *) decode= ;; esac
+  kubectl -n "$2" get "$1" "$3" -o go-template="{{{{index .data \\"$4\\"$decode}}}}" >"$folder/$5"
+}}
+{chr(10).join(copies)}
+{key if hashes else ""}
+kubectl -n "$namespace" create secret generic {CREDENTIALS} --from-file="$folder" --dry-run=client -o yaml |
+  kubectl -n "$namespace" apply --server-side -f -
+"""
+    return {"credentials.sh": script}
 
 
 def _flags(flags: Flags, major: int, minor: int) -> str:
@@ -160,7 +165,7 @@ def guide(
     notices: Sequence[str],
     flags: Flags | None,
     rules: int,
-    credentials: Sequence[Credential],
+    credentials: bool,
     world: "World",
 ) -> str:
     """README.md: what became of every resource, what to know, and the way by hand.
@@ -176,16 +181,15 @@ def guide(
             f"API servers get one policy of {counted(rules, 'rule')} (`apiserver/policy.yaml`) that records at least "
             "what every AuditPolicy needs. Receivers apply each AuditPolicy exactly (`receiver/program.json`)."
         )
-    rows = [
-        f"| {_cell(str(status.identity))} | {status.ready.status} | {status.ready.reason} | "
-        f"{_cell(status.ready.message)} |"
-        for status in statuses
-    ]
-    sections.append("\n".join(["## Resources", "", "| resource | ready | reason | |", "|---|---|---|---|", *rows]))
+    rows = []
+    for status in statuses:
+        state, follows = status.rendered
+        rows.append(f"| {_cell(str(status.identity))} | {state} | {_cell(follows)} |")
+    sections.append("\n".join(["## Resources", "", "| resource | | what follows |", "|---|---|---|", *rows]))
     if notices:
         sections.append("\n".join(["## To know", "", *(f"* {_cell(notice)}" for notice in notices)]))
     if flags is not None:
-        steps = _steps(webhook=flags.body_limit is not None, credentials=bool(credentials), world=world)
+        steps = _steps(webhook=flags.body_limit is not None, credentials=credentials, world=world)
         numbered = [f"{number}. {step}" for number, step in enumerate(steps, start=1)]
         sections.append("\n".join(["## By hand", "", *numbered]))
     return "\n\n".join(sections) + "\n"

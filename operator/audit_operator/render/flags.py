@@ -6,7 +6,7 @@ Facts of this module: docs/flags.md.
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from audit_operator.policy.load import Version
+from audit_operator.policy.kinds import Version
 from audit_operator.policy.model import Level, Policy, Stage
 from audit_operator.resources.load import Problem
 from audit_operator.resources.meta import quantity, seconds

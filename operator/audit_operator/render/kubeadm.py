@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-from audit_operator.policy.load import Version
+from audit_operator.policy.kinds import Version
 from audit_operator.render.flags import NODE_DIRECTORY, Flag
 from audit_operator.resources.yamlwriter import write
 

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 from msgspec import structs
 
-from audit_operator.policy.load import API_VERSION, GROUP_STAR_SINCE, Version
+from audit_operator.policy.kinds import Version
+from audit_operator.policy.load import API_VERSION, GROUP_STAR_SINCE
 from audit_operator.policy.model import STAGES, GroupResources, Level, Policy, Rule, Stage
 from audit_operator.resources.yamlwriter import Commented, Value, write
 
@@ -34,10 +35,10 @@ def lower(policy: Policy, server: Version, api_groups: Iterable[str]) -> Lowered
         for index, rule in enumerate(rules):
             if any(entry.group == "*" for entry in rule.resources):
                 rules[index] = _expand(rule, groups)
+                where = rule.origin or f"server policy rules[{index}]"
                 notices.append(
-                    f"{rule.origin or f'rules[{index}]'}: group * needs Kubernetes 1.36; for {server[0]}.{server[1]} "
-                    f"it is written as the {len(groups)} API groups known now, and a group added later is not recorded "
-                    "until the next rendering"
+                    f"{where}: group * needs Kubernetes 1.36; for {server[0]}.{server[1]} it is written as the "
+                    f"{len(groups)} API groups known now, and a group added later is not recorded until the next rendering"
                 )
     if not rules:
         rules = [Rule(level=Level.NONE, origin="nothing is asked for")]

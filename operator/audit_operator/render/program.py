@@ -311,7 +311,7 @@ def _sink(sink: AuditSink) -> SinkProgram:
         name=sink.metadata.name,
         type=spec.type,
         settings=_settings(spec.config, namespace, found),
-        batch=WireBatch(max_events=limits.max_events, max_bytes=limits.max_bytes, max_age=limits.max_age),
+        batch=WireBatch(max_events=limits.max_events, max_bytes=limits.max_bytes, max_age=float(limits.max_age)),
         initial_backoff=seconds(spec.retry.initial_backoff),
         max_backoff=seconds(spec.retry.max_backoff),
         timeout=seconds(spec.timeout),

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from audit_operator.policy.effective import Effective
+from audit_operator.policy.union import Coverage
 from audit_operator.render.tenants import Refusal, Sinks
 from audit_operator.render.world import Identity, Invalid, identity_of
 from audit_operator.resources.auditbackend import AuditBackend
@@ -41,6 +42,14 @@ class ResourceStatus(msgspec.Struct, frozen=True, kw_only=True):
     def ready(self) -> Condition:
         """The last word."""
         return next(condition for condition in self.conditions if condition.type == "Ready")
+
+    @property
+    def rendered(self) -> tuple[str, str]:
+        """What rendering alone says: ``ok`` or the reason why not, and on one line what follows from the resource."""
+        if self.ready.status == "False":
+            return self.ready.reason, self.ready.message
+        holding = (condition.message for condition in self.conditions if condition.status == "True")
+        return "ok", "; ".join(message.partition("\n")[0] for message in holding)
 
     def document(self) -> dict[str, Any]:
         """The resource with nothing but its status, as `kubectl apply --subresource=status` takes it."""
@@ -90,12 +99,12 @@ def concluded(conditions: Sequence[Condition]) -> tuple[Condition, ...]:
     return (*conditions, true("Ready", "all is as it should be"))
 
 
-def refused_status(resource: AuditPolicy | AuditSink, refusal: Refusal) -> ResourceStatus:
+def refused_status(identity: Identity, refusal: Refusal, generation: int) -> ResourceStatus:
     """The status of a valid resource that does not count."""
     return ResourceStatus(
-        identity=identity_of(resource),
-        generation=resource.metadata.generation,
-        conditions=concluded([false(_leading(resource.kind), refusal)]),
+        identity=identity,
+        generation=generation,
+        conditions=concluded([false(_leading(identity.kind), refusal)]),
     )
 
 
@@ -113,16 +122,28 @@ def policy_status(policy: AuditPolicy, conditions: Sequence[Condition], fields: 
     )
 
 
-def compiled(meaning: Effective, unreachable: int, warnings: int) -> Condition:
+def compiled(meaning: Effective, unreachable: int, findings: int) -> Condition:
     """Compiled, of a policy that counts."""
     text = counted(len(meaning.policy.rules), "rule")
     if meaning.tenant is not None:
         text += f" for requests in namespace {meaning.tenant}"
     if unreachable:
         text += f", {unreachable} of them unreachable"
-    if warnings:
-        text += f"; {counted(warnings, 'warning')}, which `audit-operator lint` shows"
+    if findings:
+        text += f"; {counted(findings, 'finding')}, which `audit-operator lint` shows"
     return true("Compiled", "\n".join([text, *meaning.notices]))
+
+
+def covered(coverage: Coverage, tenant: str | None) -> Condition:
+    """Covered: whether API servers record all that a policy needs."""
+    if coverage.covered:
+        return true("Covered", "API servers record what it needs")
+    way_out = (
+        "tenants get what spec.tenants.level of the AuditBackend records, without stage RequestReceived"
+        if tenant is not None
+        else "spec.serverPolicy of the AuditBackend sets a ceiling"
+    )
+    return false("Covered", Refusal("NotCovered", f"{coverage}; {way_out}"))
 
 
 def sinks_resolved(sinks: Sinks, *, webhook: bool, log: bool) -> Condition:
@@ -162,13 +183,17 @@ def sink_status(sink: AuditSink, policies: int, hash_: str) -> ResourceStatus:
 def backend_status(
     backend: AuditBackend, blocked: Sequence[Problem], warnings: Sequence[Problem], fields: Mapping[str, Any]
 ) -> ResourceStatus:
-    """The status of the AuditBackend. ``blocked``: why nothing is rendered for API servers and receivers."""
+    """The status of the AuditBackend. ``blocked``: why nothing is made for API servers and receivers."""
     if blocked:
         rendered = false("Rendered", Refusal("Conflict", lines(blocked)))
-    elif warnings:
-        rendered = true("Rendered", lines(warnings), "RenderedWithWarnings")
     else:
-        rendered = true("Rendered", "API servers' and receivers' configuration is ready to be installed")
+        made = (
+            f"{counted(fields['serverRules'], 'rule')} for API servers, "
+            f"{counted(fields['policies'], 'AuditPolicy', 'AuditPolicies')} and "
+            f"{counted(fields['sinks'], 'AuditSink')} for receivers"
+        )
+        reason = "RenderedWithWarnings" if warnings else "Rendered"
+        rendered = true("Rendered", "\n".join([made, *map(str, warnings)]), reason)
     return ResourceStatus(
         identity=identity_of(backend),
         generation=backend.metadata.generation,
@@ -180,7 +205,7 @@ def backend_status(
                 not_observed("EventsFlowing", "whether events arrive is for the operator to see"),
             ]
         ),
-        fields=fields,
+        fields={} if blocked else fields,
     )
 
 

@@ -5,7 +5,8 @@ from typing import Final
 
 import msgspec
 
-from audit_operator.policy.load import NEWEST, Version
+from audit_operator.policy.kinds import BUILT_IN, Kinds, Version
+from audit_operator.policy.load import NEWEST
 from audit_operator.policy.model import Policy
 from audit_operator.resources.auditbackend import AuditBackend
 from audit_operator.resources.auditpolicy import AuditPolicy
@@ -35,14 +36,14 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     """Everything outside the resources that the result depends on.
 
     ``server_version``: Kubernetes' major and minor. ``namespaces``: all that are known, by name, with their labels.
-    ``api_groups``: what discovery found; None offline, for the groups that Kubernetes itself has. ``server_policy``:
-    the policy that API servers run now, None before the first installation; a union that became smaller does not
-    replace it. ``certificates``: None offline; objects and files then name a Secret and paths that somebody fills.
+    ``kinds``: what discovery found; offline Kubernetes' own. ``server_policy``: the policy that API servers run now,
+    None before the first installation; a union that became smaller does not replace it. ``certificates``: None offline;
+    objects and files then name a Secret and paths that somebody fills.
     """
 
     server_version: Version = NEWEST
     namespaces: Mapping[str, Mapping[str, str]] = {}
-    api_groups: tuple[str, ...] | None = None
+    kinds: Kinds = BUILT_IN
     root_namespace: str = "audit-system"
     cluster_domain: str = "cluster.local"
     image: str = IMAGE

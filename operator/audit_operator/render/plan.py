@@ -1,0 +1,326 @@
+"""Everything that follows from a set of resources, as one value.
+
+`audit-operator render` writes its files, the operator applies its objects and statuses: the same value for both.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final, NamedTuple, TypeVar
+
+import msgspec
+
+from audit_operator.policy.effective import Effective, effective, redactions_of, resolve
+from audit_operator.policy.lint import lint
+from audit_operator.policy.model import Policy
+from audit_operator.policy.redact import RedactionError, Redactor
+from audit_operator.policy.union import covers
+from audit_operator.render.exposure import Exposed, exposed
+from audit_operator.render.files import credentials_file, guide, manifest_files, server_files, status_files
+from audit_operator.render.flags import Flags, flags, log_directory
+from audit_operator.render.program import Credential, PolicyInput, Program, credentials, encode, program
+from audit_operator.render.serverpolicy import server_policy
+from audit_operator.render.status import (
+    ResourceStatus,
+    backend_status,
+    compiled,
+    covered,
+    invalid_status,
+    lines,
+    policy_status,
+    refused_status,
+    sink_status,
+    sinks_resolved,
+)
+from audit_operator.render.tenants import Refusal, Sinks, refusals, sinks_of
+from audit_operator.render.workload import Object, objects, text_hash
+from audit_operator.render.world import Identity, Resources, World, identity_of
+from audit_operator.resources.auditbackend import AuditBackend, AuditBackendSpec
+from audit_operator.resources.auditpolicy import AuditPolicy
+from audit_operator.resources.auditsink import AuditSink
+from audit_operator.resources.load import Problem
+from audit_operator.resources.meta import quantity
+
+Item = TypeVar("Item", AuditPolicy, AuditSink)
+
+DEFAULT_CLUSTER_NAME: Final = "kubernetes"
+"""The cluster's name without an AuditBackend to give one; kubeadm's own default."""
+
+_LARGEST_PROGRAM: Final = 1_000_000
+"""Bytes; a ConfigMap holds 1 MiB."""
+
+_JOURNAL_SHARE: Final = 0.8
+"""Of the volume. The rest takes what is under way while API servers are already told to wait."""
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """All that follows from resources and world.
+
+    ``policies``: every AuditPolicy that counts, as receivers decide with it, whether or not it has sinks.
+    ``server_policy``: what API servers are to run; ``kept``: they run it already, although less would do.
+    ``objects``: what to apply in the root namespace. ``credentials``: what to copy into the Secret that receivers read.
+    ``blocked``: why there is nothing to install; what is running keeps running, and objects and server files are empty.
+    ``notices``: what a person should know beside the statuses. ``files``: the texts of `render -o` by path.
+    """
+
+    policies: tuple[PolicyInput, ...]
+    server_policy: Policy
+    kept: bool
+    flags: Flags
+    exposed: Exposed
+    program: Program
+    objects: tuple[Object, ...]
+    credentials: tuple[Credential, ...]
+    statuses: tuple[ResourceStatus, ...]
+    blocked: tuple[Problem, ...]
+    notices: tuple[str, ...]
+    files: Mapping[str, str]
+
+
+def render(resources: Resources, world: World) -> Plan:
+    """What API servers, receivers and people get for ``resources``: for the same input the same, byte for byte.
+
+    A resource that is not valid, or does not count, changes nothing for the others; its status says why.
+    """
+    spec = resources.backend.spec if resources.backend else AuditBackendSpec(cluster_name=DEFAULT_CLUSTER_NAME)
+    refused = _redaction_refusals(resources.policies) | refusals(resources, spec.tenants, world)
+    policies = [_planned(policy, resources, refused, world) for policy in _accepted(resources.policies, refused)]
+    sinks = _accepted(resources.sinks, refused)
+
+    chosen = server_policy(
+        (planned.meaning.policy for planned in policies if planned.meaning.tenant is None),
+        spec.server_policy,
+        spec.tenants,
+        world,
+    )
+    flag_plan = flags(spec, chosen.policy, world.server_version)
+    webhook = spec.webhook.enabled
+    reached = exposed(spec.receiver, world)
+    receiver_program = program(
+        (planned.input for planned in policies if planned.input.sinks),
+        sinks,
+        cluster=spec.cluster_name,
+        body_limit=flag_plan.body_limit or 0,
+        journal_limit=_journal_limit(spec),
+    )
+    program_text = encode(receiver_program)
+    blocked = (*_backend_problems(resources), *flag_plan.errors, *_program_problems(program_text))
+    warnings = (
+        *flag_plan.warnings,
+        *([reached.unknown] if reached.unknown and webhook else []),
+        *(_bodies_in_log(chosen.policy, world) if spec.log.enabled else ()),
+    )
+    needed = credentials(sinks) if webhook else ()
+    manifests: tuple[Object, ...] = ()
+    if webhook and not blocked:
+        claims = (sink.spec.file.claim_name for sink in sinks if sink.spec.file)
+        manifests = objects(spec, world, program=program_text, claims=[claim for claim in claims if claim])
+
+    served = (
+        {}
+        if blocked
+        else server_files(
+            chosen.policy, flag_plan, reached, log_directory(spec.log.path) if spec.log.enabled else None, world
+        )
+    )
+    generations = {identity_of(item): item.metadata.generation for item in resources.policies + resources.sinks}
+    statuses = [
+        *map(invalid_status, resources.invalid),
+        *(refused_status(identity, refusal, generations[identity]) for identity, refusal in refused.items()),
+        *(_policy_status(planned, chosen.policy, spec, world) for planned in policies),
+        *_sink_statuses(sinks, policies, receiver_program),
+    ]
+    if resources.backend:
+        fields = {
+            "policies": len(policies),
+            "sinks": len(sinks),
+            "serverRules": len(chosen.policy.rules),
+            "serverPolicyHash": text_hash(served.get("apiserver/policy.yaml", "")),
+        }
+        statuses.append(backend_status(resources.backend, blocked, warnings, fields))
+    statuses.sort(key=lambda status: status.identity)
+    notices = (
+        *_notices(resources, kept=chosen.kept),
+        *(f"AuditBackend: {problem}" for problem in (*blocked, *warnings)),
+        *chosen.notices,
+    )
+    scripts = credentials_file(needed, receiver_program.hash_key_file is not None, world) if manifests else {}
+    files = {
+        **served,
+        **manifest_files(manifests),
+        **({"receiver/program.json": program_text} if manifests else {}),
+        **scripts,
+        **status_files(statuses),
+        "README.md": guide(
+            statuses=statuses,
+            notices=notices,
+            flags=None if blocked else flag_plan,
+            rules=len(chosen.policy.rules),
+            credentials=bool(scripts),
+            world=world,
+        ),
+    }
+    return Plan(
+        policies=tuple(planned.input for planned in policies),
+        server_policy=chosen.policy,
+        kept=chosen.kept,
+        flags=flag_plan,
+        exposed=reached,
+        program=receiver_program,
+        objects=manifests,
+        credentials=needed,
+        statuses=tuple(statuses),
+        blocked=blocked,
+        notices=notices,
+        files=dict(sorted(files.items())),
+    )
+
+
+class _Planned(NamedTuple):
+    """An AuditPolicy that counts, what it means, and where it goes."""
+
+    resource: AuditPolicy
+    meaning: Effective
+    sinks: Sinks
+    input: PolicyInput
+
+
+def _planned(policy: AuditPolicy, resources: Resources, refused: Mapping[Identity, Refusal], world: World) -> _Planned:
+    meaning = effective(policy, root_namespace=world.root_namespace)
+    known = {(sink.metadata.namespace, sink.metadata.name): sink for sink in resources.sinks}
+    invalid = (each.identity for each in resources.invalid)
+    sinks = sinks_of(policy, known, refused, invalid, world.namespaces)
+    return _Planned(
+        policy,
+        meaning,
+        sinks,
+        PolicyInput(
+            namespace=policy.metadata.namespace,
+            name=policy.metadata.name,
+            policy=resolve(meaning.policy, world.namespaces),
+            tenant=meaning.tenant,
+            redactions=redactions_of(policy),
+            sinks=sinks.resolved,
+        ),
+    )
+
+
+def _accepted(items: Iterable[Item], refused: Mapping[Identity, Refusal]) -> list[Item]:
+    return [item for item in items if identity_of(item) not in refused]
+
+
+def _redaction_refusals(policies: Iterable[AuditPolicy]) -> dict[Identity, Refusal]:
+    """Redactions that cannot do what they say: nothing of such a policy is delivered."""
+    refused = {}
+    for policy in policies:
+        try:
+            Redactor(redactions_of(policy), hash_key=bytes(16))  # the receivers' own key is none of our business
+        except RedactionError as error:
+            refused[identity_of(policy)] = Refusal("InvalidRedaction", f"spec.{error}")
+    return refused
+
+
+def _journal_limit(spec: AuditBackendSpec) -> int:
+    storage = spec.receiver.storage
+    if storage.persistent_volume_claim:
+        size = storage.persistent_volume_claim.size
+    else:
+        assert storage.ephemeral is not None  # noqa: S101 - one of the two is there, says the model
+        size = storage.ephemeral.size_limit
+    return int(quantity(size) * _JOURNAL_SHARE)
+
+
+def _policy_status(planned: _Planned, server: Policy, spec: AuditBackendSpec, world: World) -> ResourceStatus:
+    policy = planned.resource
+    # As it is written: a tenant's rules keep their numbers, and what confinement leaves out is said by Compiled.
+    written = effective(policy, root_namespace=policy.metadata.namespace).policy
+    findings = lint(
+        written,
+        written=len(policy.spec.rules),
+        whole=False,
+        redacted=True,
+        kinds=world.kinds,
+        server=world.server_version,
+    )
+    unreachable = sum(finding.name == "unreachable-rule" for finding in findings)
+    entry = program((planned.input,), (), cluster="", body_limit=0, journal_limit=0)
+    return policy_status(
+        policy,
+        [
+            compiled(planned.meaning, unreachable, len(findings)),
+            covered(covers(server, planned.input.policy), planned.meaning.tenant),
+            sinks_resolved(planned.sinks, webhook=spec.webhook.enabled, log=spec.log.enabled),
+        ],
+        {
+            "rules": len(planned.meaning.policy.rules),
+            "unreachableRules": unreachable,
+            "warnings": len(findings),
+            "hash": text_hash(encode(entry)),
+        },
+    )
+
+
+def _sink_statuses(
+    sinks: Iterable[AuditSink], policies: Iterable[_Planned], receiver_program: Program
+) -> Iterator[ResourceStatus]:
+    used = Counter(name for planned in policies for name in planned.input.sinks)
+    for sink, entry in zip(sinks, receiver_program.sinks, strict=True):
+        yield sink_status(sink, used[f"{entry.namespace}/{entry.name}"], text_hash(msgspec.json.encode(entry).decode()))
+
+
+def _backend_problems(resources: Resources) -> list[Problem]:
+    """An AuditBackend that is not valid says nothing about what was meant; defaults could be far from it."""
+    return [
+        Problem(
+            str(invalid.identity),
+            "is not valid, so nothing is made for API servers and receivers",
+            way_out="correct it",
+        )
+        for invalid in resources.invalid
+        if invalid.identity.kind == AuditBackend.__name__
+    ]
+
+
+def _bodies_in_log(server: Policy, world: World) -> list[Problem]:
+    """What receivers redact stands in the API servers' own log files as it came."""
+    findings = lint(server, whole=False, kinds=world.kinds, server=world.server_version)
+    found = sorted({finding.name for finding in findings if finding.code.startswith("AP3")})
+    if not found:
+        return []
+    return [
+        Problem(
+            "spec.log.enabled",
+            f"writes bodies into the API servers' own log files, where nothing is redacted: {', '.join(found)}",
+            "true",
+            "record these resources at level Metadata in every AuditPolicy, or turn the log off",
+        )
+    ]
+
+
+def _program_problems(text: str) -> list[Problem]:
+    size = len(text.encode())
+    if size <= _LARGEST_PROGRAM:
+        return []
+    return [
+        Problem(
+            "receiver/program.json",
+            f"has {size} bytes, and a ConfigMap takes {_LARGEST_PROGRAM}",
+            way_out="make policies share presets and rules: equal lists of rules are written once",
+        )
+    ]
+
+
+def _notices(resources: Resources, *, kept: bool) -> Iterator[str]:
+    if resources.backend is None and not any(each.identity.kind == "AuditBackend" for each in resources.invalid):
+        yield (
+            f"There is no AuditBackend: its defaults are used, and clusterName {DEFAULT_CLUSTER_NAME}. Write one named "
+            "default to choose."
+        )
+    if kept:
+        yield (
+            "API servers keep the policy they run: it records all that is needed, and more. It narrows with the next "
+            "widening, or with spec.serverPolicy.narrowing: Immediately."
+        )
+    for each in resources.invalid:
+        if not each.identity.name:
+            where = f" ({each.source})" if each.source else ""
+            yield f"{each.identity.kind} without a name{where}: {lines(each.problems)}"
