@@ -120,7 +120,7 @@ def _own_api_server() -> None:
 
 def install(made: Plan, folder: Path) -> list[str]:
     """The rendered files in a folder, certificates made by the rendered script; the flags that point there."""
-    for name, text in made.files.items():
+    for name, text in made.files().items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)

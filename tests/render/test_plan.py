@@ -58,7 +58,7 @@ def condition(plan: Plan, kind: str, name: str, type_: str, namespace: str = "au
 
 @pytest.mark.parametrize("case", CASES)
 def test_files_are_the_golden_ones(case: str) -> None:
-    assert_golden(case, render(resources_of(case), world_of(case)).files)
+    assert_golden(case, render(resources_of(case), world_of(case)).files())
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -69,7 +69,7 @@ def test_the_order_of_the_input_changes_not_a_byte(case: str, seed: int) -> None
     shuffled = random.Random(seed).sample(items, len(items))
     world = world_of(case)
     turned = structs.replace(world, namespaces=dict(sorted(world.namespaces.items(), reverse=True)))
-    assert render(Resources.of(shuffled), turned).files == render(resources_of(case), world).files
+    assert render(Resources.of(shuffled), turned).files() == render(resources_of(case), world).files()
 
 
 def test_another_process_with_another_hash_seed_renders_the_same_bytes() -> None:
@@ -77,7 +77,7 @@ def test_another_process_with_another_hash_seed_renders_the_same_bytes() -> None
         "import hashlib, sys; sys.path.insert(0, 'tests/render')\n"
         "from render_cases import CASES, resources_of, world_of\n"
         "from audit_operator.render.plan import render\n"
-        "texts = [sorted(render(resources_of(case), world_of(case)).files.items()) for case in CASES]\n"
+        "texts = [sorted(render(resources_of(case), world_of(case)).files().items()) for case in CASES]\n"
         "print(hashlib.sha256(repr(texts).encode()).hexdigest())"
     )
     root = str(__file__).rsplit("/", 3)[0]
@@ -96,14 +96,14 @@ def test_another_process_with_another_hash_seed_renders_the_same_bytes() -> None
 @pytest.mark.parametrize("case", CASES)
 def test_every_file_is_what_its_reader_reads(case: str) -> None:
     world, plan = world_of(case), render(resources_of(case), world_of(case))
-    for name, text in plan.files.items():
+    for name, text in plan.files().items():
         if name.endswith((".yaml", ".kubeconfig")):
             assert yaml.safe_load(text), name
         assert text.endswith("\n"), name
         assert "\r" not in text, name
-    loaded = load_policy(plan.files["apiserver/policy.yaml"], server=world.server_version)
+    loaded = load_policy(plan.files()["apiserver/policy.yaml"], server=world.server_version)
     assert (loaded.accepted, loaded.problems) == (True, ())
-    program = decode(plan.files["receiver/program.json"])
+    program = decode(plan.files()["receiver/program.json"])
     assert program == plan.program
     decided = {(each.namespace, each.name): each.policy for each in plan.policies}
     for entry in program.policies:
@@ -159,8 +159,8 @@ def test_a_broken_resource_changes_nothing_for_the_others() -> None:
     broken_policy = policy("b", rules=[{"level": "metadata"}])
     broken_sink = {"kind": "AuditSink", "metadata": {"name": "x", "namespace": "audit-system"}, "spec": {}}
     mixed = planned(policy("a", sinks=("out",)), SINK, backend(), broken_policy, broken_sink)
-    public = {name: text for name, text in sound.files.items() if not PRIVATE.match(name)}
-    assert public == {name: text for name, text in mixed.files.items() if not PRIVATE.match(name)}
+    public = {name: text for name, text in sound.files().items() if not PRIVATE.match(name)}
+    assert public == {name: text for name, text in mixed.files().items() if not PRIVATE.match(name)}
     assert status(mixed, "AuditPolicy", "a") == status(sound, "AuditPolicy", "a")
     found = status(mixed, "AuditPolicy", "b")
     assert (found.ready.status, found.ready.reason) == ("False", "Invalid")
@@ -173,7 +173,7 @@ def test_with_a_broken_backend_nothing_is_made_for_api_servers_and_receivers() -
     plan = planned(policy("a", sinks=("out",)), SINK, backend(webhook={"mode": "sometimes"}))
     assert plan.blocked
     assert plan.objects == ()
-    assert {name for name in plan.files if not name.startswith("status/")} == {"README.md"}
+    assert {name for name in plan.files() if not name.startswith("status/")} == {"README.md"}
     assert condition(plan, "AuditPolicy", "a", "Compiled").status == "True"
     assert status(plan, "AuditBackend", "default").ready.reason == "Invalid"
 
@@ -181,7 +181,7 @@ def test_with_a_broken_backend_nothing_is_made_for_api_servers_and_receivers() -
 def test_conflicting_flags_block_and_say_why() -> None:
     plan = planned(backend(log={"path": "/audit.log"}))
     assert "spec.log.path" in status(plan, "AuditBackend", "default").ready.message
-    assert "apiserver/flags.txt" not in plan.files
+    assert "apiserver/flags.txt" not in plan.files()
 
 
 def test_without_a_backend_defaults_are_used_and_it_is_said() -> None:
@@ -201,8 +201,8 @@ def test_a_redaction_that_cannot_work_keeps_its_policy_out() -> None:
 
 def test_names_that_are_paths_write_no_file() -> None:
     document = policy("../../etc/passwd", rules=[])
-    assert not [name for name in planned(document).files if "passwd" in name]
-    assert "../../etc/passwd" in planned(document).files["README.md"]
+    assert not [name for name in planned(document).files() if "passwd" in name]
+    assert "../../etc/passwd" in planned(document).files()["README.md"]
 
 
 # --- where events go -------------------------------------------------------------------------------------------------
@@ -231,8 +231,8 @@ def test_the_status_says_whether_events_have_somewhere_to_go(
 def test_without_webhook_there_is_no_receiver() -> None:
     plan = planned(policy(), backend(webhook={"enabled": False}))
     assert plan.objects == ()
-    assert not [name for name in plan.files if name.startswith(("manifests", "receiver", "certificates"))]
-    assert "apiserver/webhook.kubeconfig" not in plan.files
+    assert not [name for name in plan.files() if name.startswith(("manifests", "receiver", "certificates"))]
+    assert "apiserver/webhook.kubeconfig" not in plan.files()
 
 
 def test_a_sink_that_is_missing_keeps_the_policy_from_being_ready_but_not_from_the_others() -> None:
@@ -283,7 +283,7 @@ def test_rendering_again_with_the_result_in_force_changes_nothing() -> None:
         world = world_of(case)
         first = render(resources_of(case), world)
         again = render(resources_of(case), structs.replace(world, server_policy=first.server_policy))
-        assert again.files == first.files
+        assert again.files() == first.files()
         assert not again.kept
 
 
@@ -302,7 +302,7 @@ def test_tenants_never_change_the_api_servers_policy() -> None:
     tenants = backend(tenants={"enabled": True})
     without = planned(policy(), tenants)
     plan = planned(policy(), tenants, policy("t", "team", **rules("RequestResponse")), policy("u", "other"))
-    assert plan.files["apiserver/policy.yaml"] == without.files["apiserver/policy.yaml"]
+    assert plan.files()["apiserver/policy.yaml"] == without.files()["apiserver/policy.yaml"]
     decide = Evaluator(plan.server_policy).decide
     assert decide(Request(user="a", verb="get", namespace="team", resource="widgets")).level is Level.METADATA
     assert condition(plan, "AuditPolicy", "t", "Covered", "team").status == "False"
@@ -315,7 +315,7 @@ def test_a_label_changes_the_receiver_and_never_the_api_servers() -> None:
     )
     worlds = [World(namespaces={"a": {"tier": tier}}) for tier in ("prod", "dev")]
     prod, dev = (planned(selecting, SINK, world=world) for world in worlds)
-    assert prod.files["apiserver/policy.yaml"] == dev.files["apiserver/policy.yaml"]
+    assert prod.files()["apiserver/policy.yaml"] == dev.files()["apiserver/policy.yaml"]
     assert prod.program != dev.program
     changed = [old["kind"] for old, new in zip(prod.objects, dev.objects, strict=True) if old != new]
     assert changed == ["ConfigMap"]
@@ -323,7 +323,7 @@ def test_a_label_changes_the_receiver_and_never_the_api_servers() -> None:
 
 def test_the_names_of_policies_do_not_reach_the_api_servers() -> None:
     one, two = planned(policy("one")), planned(policy("two"), policy("three"))
-    assert one.files["apiserver/policy.yaml"] == two.files["apiserver/policy.yaml"]
+    assert one.files()["apiserver/policy.yaml"] == two.files()["apiserver/policy.yaml"]
 
 
 # --- scripts ---------------------------------------------------------------------------------------------------------
@@ -331,7 +331,7 @@ def test_the_names_of_policies_do_not_reach_the_api_servers() -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_scripts_are_valid_shell(case: str) -> None:
-    for name, text in render(resources_of(case), world_of(case)).files.items():
+    for name, text in render(resources_of(case), world_of(case)).files().items():
         if name.endswith(".sh"):
             subprocess.run(["sh", "-n"], input=text.encode(), check=True)
 

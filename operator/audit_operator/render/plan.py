@@ -58,10 +58,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     ``policies``: every AuditPolicy that counts, as receivers decide with it, whether or not it has sinks.
     ``server_policy``: what API servers are to run; ``kept``: they run it already, although less would do.
     ``objects``: what to apply in the root namespace. ``credentials``: what to copy into the Secret that receivers read.
-    ``blocked``: why there is nothing to install; what is running keeps running, and objects and server files are empty.
-    ``notices``: what a person should know beside the statuses. ``files``: the texts of `render -o` by path.
+    ``blocked``: why there is nothing to install; what is running keeps running, and ``objects`` and ``server_files``
+    (what a control-plane node gets) are empty. ``notices``: what a person should know beside the statuses.
     """
 
+    world: World
     policies: tuple[PolicyInput, ...]
     server_policy: Policy
     kept: bool
@@ -73,7 +74,28 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     statuses: tuple[ResourceStatus, ...]
     blocked: tuple[Problem, ...]
     notices: tuple[str, ...]
-    files: Mapping[str, str]
+    server_files: Mapping[str, str]
+
+    def files(self) -> dict[str, str]:
+        """The texts of `audit-operator render -o` by path, sorted."""
+        hashes = self.program.hash_key_file is not None
+        scripts = credentials_file(self.credentials, hashes, self.world) if self.objects else {}
+        files = {
+            **self.server_files,
+            **manifest_files(self.objects),
+            **({"receiver/program.json": encode(self.program)} if self.objects else {}),
+            **scripts,
+            **status_files(self.statuses),
+            "README.md": guide(
+                statuses=self.statuses,
+                notices=self.notices,
+                flags=None if self.blocked else self.flags,
+                rules=len(self.server_policy.rules),
+                credentials=bool(scripts),
+                world=self.world,
+            ),
+        }
+        return dict(sorted(files.items()))
 
 
 def render(resources: Resources, world: World) -> Plan:
@@ -83,7 +105,12 @@ def render(resources: Resources, world: World) -> Plan:
     """
     spec = resources.backend.spec if resources.backend else AuditBackendSpec(cluster_name=DEFAULT_CLUSTER_NAME)
     refused = _redaction_refusals(resources.policies) | refusals(resources, spec.tenants, world)
-    policies = [_planned(policy, resources, refused, world) for policy in _accepted(resources.policies, refused)]
+    known = {(sink.metadata.namespace, sink.metadata.name): sink for sink in resources.sinks}
+    broken = frozenset(each.identity for each in resources.invalid)
+    policies = []
+    for policy in _accepted(resources.policies, refused):
+        found = sinks_of(policy, known, refused, broken, world.namespaces)
+        policies.append(_planned(policy, found, world))
     sinks = _accepted(resources.sinks, refused)
 
     chosen = server_policy(
@@ -143,23 +170,8 @@ def render(resources: Resources, world: World) -> Plan:
         *(f"AuditBackend: {problem}" for problem in (*blocked, *warnings)),
         *chosen.notices,
     )
-    scripts = credentials_file(needed, receiver_program.hash_key_file is not None, world) if manifests else {}
-    files = {
-        **served,
-        **manifest_files(manifests),
-        **({"receiver/program.json": program_text} if manifests else {}),
-        **scripts,
-        **status_files(statuses),
-        "README.md": guide(
-            statuses=statuses,
-            notices=notices,
-            flags=None if blocked else flag_plan,
-            rules=len(chosen.policy.rules),
-            credentials=bool(scripts),
-            world=world,
-        ),
-    }
     return Plan(
+        world=world,
         policies=tuple(planned.input for planned in policies),
         server_policy=chosen.policy,
         kept=chosen.kept,
@@ -171,7 +183,7 @@ def render(resources: Resources, world: World) -> Plan:
         statuses=tuple(statuses),
         blocked=blocked,
         notices=notices,
-        files=dict(sorted(files.items())),
+        server_files=served,
     )
 
 
@@ -184,11 +196,8 @@ class _Planned(NamedTuple):
     input: PolicyInput
 
 
-def _planned(policy: AuditPolicy, resources: Resources, refused: Mapping[Identity, Refusal], world: World) -> _Planned:
+def _planned(policy: AuditPolicy, sinks: Sinks, world: World) -> _Planned:
     meaning = effective(policy, root_namespace=world.root_namespace)
-    known = {(sink.metadata.namespace, sink.metadata.name): sink for sink in resources.sinks}
-    invalid = (each.identity for each in resources.invalid)
-    sinks = sinks_of(policy, known, refused, invalid, world.namespaces)
     return _Planned(
         policy,
         meaning,
@@ -212,6 +221,8 @@ def _redaction_refusals(policies: Iterable[AuditPolicy]) -> dict[Identity, Refus
     """Redactions that cannot do what they say: nothing of such a policy is delivered."""
     refused = {}
     for policy in policies:
+        if not policy.spec.redactions:
+            continue
         try:
             Redactor(redactions_of(policy), hash_key=bytes(16))  # the receivers' own key is none of our business
         except RedactionError as error:

@@ -38,7 +38,7 @@ def lower(policy: Policy, server: Version, api_groups: Iterable[str]) -> Lowered
                 where = rule.origin or f"server policy rules[{index}]"
                 notices.append(
                     f"{where}: group * needs Kubernetes 1.36; for {server[0]}.{server[1]} it is written as the "
-                    f"{len(groups)} API groups known now, and a group added later is not recorded until the next rendering"
+                    f"{len(groups)} API groups known now, and a later one is not recorded until the next rendering"
                 )
     if not rules:
         rules = [Rule(level=Level.NONE, origin="nothing is asked for")]

@@ -1,6 +1,6 @@
 """What counts and what does not: limits of tenants, and which sinks a policy may deliver to."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple, TypeVar
 
@@ -85,12 +85,14 @@ def sinks_of(
     policy: AuditPolicy,
     known: Mapping[tuple[str, str], AuditSink],
     refused: Mapping[Identity, Refusal],
-    invalid: Iterable[Identity],
+    broken: Collection[Identity],
     namespaces: Namespaces,
 ) -> Sinks:
-    """Which sinks the policy delivers to. ``known``: the valid sinks by namespace and name."""
+    """Which sinks the policy delivers to.
+
+    ``known``: the valid sinks by namespace and name. ``refused``: those that do not count. ``broken``: the invalid.
+    """
     own = policy.metadata.namespace
-    broken = set(invalid)
     resolved: list[str] = []
     problems: list[Refusal] = []
     for index, reference in enumerate(policy.spec.sinks):
