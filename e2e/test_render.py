@@ -1,9 +1,11 @@
 """What is rendered, in a real API server: it starts, records, delivers over mutual TLS, and takes every object."""
 
+import base64
 import contextlib
 import http.server
 import json
 import os
+import shutil
 import ssl
 import subprocess
 import threading
@@ -106,6 +108,69 @@ def test_a_real_api_server_takes_every_object_without_a_warning(api: apiserver.A
         answer = api.check(FOLDERS[item["kind"]].format(NAMESPACE), item)
         assert answer.ok, (item["kind"], answer.body.get("message"))
         assert answer.warnings == ()
+
+
+@pytest.fixture
+def kubectl(api: apiserver.ApiServer, tmp_path: Path) -> dict[str, str]:
+    """The environment in which kubectl reaches the API server."""
+    found = shutil.which("kubectl")
+    if found is None or api.token is None or api.ca is None:
+        pytest.skip("needs kubectl and an API server started here")
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "e2e", "cluster": {"server": api.url, "certificate-authority": str(api.ca)}}],
+        "users": [{"name": "e2e", "user": {"token": api.token}}],
+        "contexts": [{"name": "e2e", "context": {"cluster": "e2e", "user": "e2e"}}],
+        "current-context": "e2e",
+    }
+    path = tmp_path / "kubeconfig"
+    path.write_text(json.dumps(config))
+    return {"KUBECONFIG": str(path), "PATH": os.environ["PATH"], "HOME": str(tmp_path), "NO_PROXY": "127.0.0.1"}
+
+
+@pytest.mark.usefixtures("namespace")
+def test_the_script_for_credentials_copies_them_and_keeps_the_hash_key(
+    api: apiserver.ApiServer, kubectl: dict[str, str], tmp_path: Path
+) -> None:
+    token, ca = b"s3cret with a newline\n", "-----BEGIN CERTIFICATE-----\n"
+    data = {"data": {"api.token": base64.b64encode(token).decode()}}
+    for folder, item in (
+        ("secrets", {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "siem"}} | data),
+        ("configmaps", {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "ca"}, "data": {"ca.crt": ca}}),
+    ):
+        assert api.request("POST", f"/api/v1/namespaces/{NAMESPACE}/{folder}", item).ok
+    sink = {
+        "kind": "AuditSink",
+        "metadata": {"name": "siem"},
+        "spec": {
+            "splunk": {"url": "https://splunk", "token": {"name": "siem", "key": "api.token"}},
+            "tls": {"caConfigMap": {"name": "ca"}},
+        },
+    }
+    redaction = {
+        "resources": [{"group": "example.com", "resources": ["logins"]}],
+        "paths": ["spec.x"],
+        "action": "Hash",
+    }
+    hashing = {"kind": "AuditPolicy", "metadata": {"name": "h"}, "spec": {"preset": "CIS", "redactions": [redaction]}}
+    hashing["spec"]["sinks"] = [{"name": "siem"}]  # type: ignore[index]
+    script = tmp_path / "credentials.sh"
+    script.write_text(plan(sink, hashing).files()["credentials.sh"])
+
+    def credentials() -> dict[str, bytes]:
+        subprocess.run(["sh", script], env=kubectl, check=True, capture_output=True)
+        answer = api.request("GET", f"/api/v1/namespaces/{NAMESPACE}/secrets/audit-receiver-credentials")
+        return {key: base64.b64decode(value) for key, value in answer.body["data"].items()}
+
+    first = credentials()
+    key = first.pop("hash-key")
+    assert len(key.strip()) == 64
+    assert first == {
+        f"secret_{NAMESPACE}_siem_api.token": token,
+        f"configmap_{NAMESPACE}_ca_ca.crt": ca.encode(),
+    }
+    assert credentials() == first | {"hash-key": key}
 
 
 # --- an API server with it -------------------------------------------------------------------------------------------
