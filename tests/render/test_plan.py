@@ -175,6 +175,7 @@ def test_with_a_broken_backend_nothing_is_made_for_api_servers_and_receivers() -
     assert plan.objects == ()
     assert {name for name in plan.files() if not name.startswith("status/")} == {"README.md"}
     assert condition(plan, "AuditPolicy", "a", "Compiled").status == "True"
+    assert condition(plan, "AuditPolicy", "a", "Covered").status == "Unknown"
     assert status(plan, "AuditBackend", "default").ready.reason == "Invalid"
 
 

@@ -177,9 +177,12 @@ def guide(
     if flags is None:
         sections.append("Nothing is here for API servers and receivers; *To know* says why.")
     else:
+        verdicts = [each.status for status in statuses for each in status.conditions if each.type == "Covered"]
+        enough = verdicts.count("True")
+        whose = "AuditPolicies" if enough == len(verdicts) else f"{enough} of {len(verdicts)} AuditPolicies"
         sections.append(
-            f"API servers get one policy of {counted(rules, 'rule')} (`apiserver/policy.yaml`) that records at least "
-            "what every AuditPolicy needs. Receivers apply each AuditPolicy exactly (`receiver/program.json`)."
+            f"API servers get one policy of {counted(rules, 'rule')} (`apiserver/policy.yaml`), which records all that "
+            f"{whose} need. Receivers apply each AuditPolicy exactly (`receiver/program.json`)."
         )
     rows = []
     for status in statuses:

@@ -5,6 +5,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from typing import Final, NamedTuple, TypeVar
 
 import msgspec
@@ -130,7 +131,8 @@ def render(resources: Resources, world: World) -> Plan:
         journal_limit=_journal_limit(spec),
     )
     program_text = encode(receiver_program)
-    blocked = (*_backend_problems(resources), *flag_plan.errors, *_program_problems(program_text))
+    backend_problems = _backend_problems(resources)
+    blocked = (*backend_problems, *flag_plan.errors, *_program_problems(program_text))
     warnings = (
         *flag_plan.warnings,
         *([reached.unknown] if reached.unknown and webhook else []),
@@ -153,7 +155,7 @@ def render(resources: Resources, world: World) -> Plan:
     statuses = [
         *map(invalid_status, resources.invalid),
         *(refused_status(identity, refusal, generations[identity]) for identity, refusal in refused.items()),
-        *(_policy_status(planned, chosen.policy, spec, world) for planned in policies),
+        *_policy_statuses(policies, None if backend_problems else chosen.policy, spec, world),
         *_sink_statuses(sinks, policies, receiver_program),
     ]
     if resources.backend:
@@ -240,34 +242,39 @@ def _journal_limit(spec: AuditBackendSpec) -> int:
     return int(quantity(size) * _JOURNAL_SHARE)
 
 
-def _policy_status(planned: _Planned, server: Policy, spec: AuditBackendSpec, world: World) -> ResourceStatus:
-    policy = planned.resource
-    # As it is written: a tenant's rules keep their numbers, and what confinement leaves out is said by Compiled.
-    written = effective(policy, root_namespace=policy.metadata.namespace).policy
-    findings = lint(
-        written,
-        written=len(policy.spec.rules),
-        whole=False,
-        redacted=True,
-        kinds=world.kinds,
-        server=world.server_version,
-    )
-    unreachable = sum(finding.name == "unreachable-rule" for finding in findings)
-    entry = program((planned.input,), (), cluster="", body_limit=0, journal_limit=0)
-    return policy_status(
-        policy,
-        [
-            compiled(planned.meaning, unreachable, len(findings)),
-            covered(covers(server, planned.input.policy), planned.meaning.tenant),
-            sinks_resolved(planned.sinks, webhook=spec.webhook.enabled, log=spec.log.enabled),
-        ],
-        {
-            "rules": len(planned.meaning.policy.rules),
-            "unreachableRules": unreachable,
-            "warnings": len(findings),
-            "hash": text_hash(encode(entry)),
-        },
-    )
+def _policy_statuses(
+    policies: Iterable[_Planned], server: Policy | None, spec: AuditBackendSpec, world: World
+) -> Iterator[ResourceStatus]:
+    """``server``: what API servers are to run, None if nobody can tell."""
+
+    @cache  # tenants' policies of one shape are judged once
+    def findings(policy: Policy, own_rules: int) -> tuple[int, int]:
+        found = lint(
+            policy, written=own_rules, whole=False, redacted=True, kinds=world.kinds, server=world.server_version
+        )
+        return len(found), sum(finding.name == "unreachable-rule" for finding in found)
+
+    for planned in policies:
+        resource, meaning = planned.resource, planned.meaning
+        # As it is written: a tenant's rules keep their numbers, and what confinement leaves out is said by Compiled.
+        written = effective(resource, root_namespace=resource.metadata.namespace).policy
+        total, unreachable = findings(written, len(resource.spec.rules))
+        coverage = covers(server, planned.input.policy) if server is not None else None
+        entry = program((planned.input,), (), cluster="", body_limit=0, journal_limit=0)
+        yield policy_status(
+            resource,
+            [
+                compiled(meaning, unreachable, total),
+                covered(coverage, meaning.tenant),
+                sinks_resolved(planned.sinks, webhook=spec.webhook.enabled, log=spec.log.enabled),
+            ],
+            {
+                "rules": len(meaning.policy.rules),
+                "unreachableRules": unreachable,
+                "warnings": total,
+                "hash": text_hash(encode(entry)),
+            },
+        )
 
 
 def _sink_statuses(

@@ -134,8 +134,10 @@ def compiled(meaning: Effective, unreachable: int, findings: int) -> Condition:
     return true("Compiled", "\n".join([text, *meaning.notices]))
 
 
-def covered(coverage: Coverage, tenant: str | None) -> Condition:
-    """Covered: whether API servers record all that a policy needs."""
+def covered(coverage: Coverage | None, tenant: str | None) -> Condition:
+    """Covered: whether API servers record all that a policy needs; None if nobody can tell what they record."""
+    if coverage is None:
+        return Condition("Covered", "Unknown", "BackendInvalid", "the AuditBackend is not valid; its status says why")
     if coverage.covered:
         return true("Covered", "API servers record what it needs")
     way_out = (
