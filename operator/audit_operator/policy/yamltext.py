@@ -125,6 +125,9 @@ def _looks_like_json(text: str) -> bool:
 # -- YAML documents --------------------------------------------------------------------------------------------------
 
 
+_LINE_ENDS = "\0\r\n\x85\u2028\u2029"
+
+
 class _PythonParser(Reader, Scanner, Parser):
     """PyYAML without libyaml: ten times slower, the same events."""
 
@@ -139,22 +142,31 @@ class _PythonParser(Reader, Scanner, Parser):
             while self.peek() == " " or (self.peek() == "\t" and (self.flow_level or not self.allow_simple_key)):
                 self.forward()
             if self.peek() == "#":
-                while self.peek() not in "\0\r\n\x85\u2028\u2029":
+                while self.peek() not in _LINE_ENDS:
                     self.forward()
             if not self.scan_line_break():  # type: ignore[no-untyped-call]
                 return
             if not self.flow_level:
                 self.allow_simple_key = True
 
+    def scan_directive_name(self, start_mark: Any) -> Any:
+        """PyYAML skips directives that it does not know; libyaml refuses them."""
+        name = super().scan_directive_name(start_mark)  # type: ignore[no-untyped-call]
+        if name not in {"YAML", "TAG"}:
+            raise ScannerError(None, None, "found unknown directive name", start_mark)
+        return name
+
     def scan_plain_spaces(self, indent: int, start_mark: Any) -> Any:
-        """PyYAML ends a plain value at a tab; libyaml goes on. Refuse rather than read something else."""
-        spaces = super().scan_plain_spaces(indent, start_mark)  # type: ignore[no-untyped-call]
+        """PyYAML ends a plain value at a tab; libyaml goes on. Refuse where that would read something else."""
         ahead = 0
         while self.peek(ahead) in " \t":
             ahead += 1
-        if ahead and self.peek(ahead) not in "\0\r\n\x85\u2028\u2029#":
+        following = self.prefix(ahead + 2)[ahead:]
+        if following[:1] in _LINE_ENDS:
+            self.forward(ahead)
+        elif "\t" in self.prefix(ahead) and following[:1] != "#" and following not in {": ", ":\t", ":\n"}:
             raise ScannerError(None, None, "found a tab inside a plain value: quote the value", self.get_mark())
-        return spaces
+        return super().scan_plain_spaces(indent, start_mark)
 
 
 _make_parser: Any = yaml.CSafeLoader if yaml.__with_libyaml__ else _PythonParser
