@@ -71,7 +71,7 @@ def platform(rng: random.Random, rules: int = 20) -> Policy:
 
 
 def application(rng: random.Random, number: int, rules: int = 20) -> Policy:
-    """A policy for some service accounts and their resources, wherever they are."""
+    """A policy of one application: its service accounts wherever they act, and whoever acts in its namespace."""
     users = tuple(f"system:serviceaccount:app-{number}:{name}" for name in ("controller", "deployer"))
     result = []
     while len(result) < rules - 1:
@@ -83,12 +83,13 @@ def application(rng: random.Random, number: int, rules: int = 20) -> Policy:
                 (GroupResources("", ("secrets",), (f"app-{number}-credentials",)),),
             )
         )
+        anyone = rng.random() < 0.4
         result.append(
             Rule(
                 level=rng.choice((Level.NONE, Level.METADATA, Level.REQUEST, Level.REQUEST_RESPONSE)),
-                users=users if rng.random() < 0.6 else (),
+                users=() if anyone else users,
                 verbs=rng.choice((_WRITES, _READS, ("get",), ("patch", "update"))),
-                namespaces=(f"app-{number}",) if rng.random() < 0.7 else (),
+                namespaces=(f"app-{number}",) if anyone or rng.random() < 0.5 else (),
                 resources=entries,
             )
         )

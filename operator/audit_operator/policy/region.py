@@ -6,8 +6,9 @@ request has many groups, so "in A and in B" is no list of groups) and for the it
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from itertools import product
-from typing import Final, Self, TypeVar
+from typing import Final, NamedTuple, Self, TypeVar
 
 import msgspec
 
@@ -22,7 +23,7 @@ BOTH: Final = RESOURCE | NON_RESOURCE
 """Scopes, which kinds of request a region holds. Plain integers: a union asks for them millions of times."""
 
 
-class Atom(msgspec.Struct, frozen=True, order=True):
+class Atom(NamedTuple):
     """One pattern of resources: None matches any value; subresource ``""`` is the bare resource.
 
     ``pods`` is ``Atom(group, "pods", "")``, ``pods/*`` leaves the subresource open, ``*/scale`` the resource.
@@ -33,22 +34,23 @@ class Atom(msgspec.Struct, frozen=True, order=True):
     subresource: str | None
     name: str | None = None
 
-    def __and__(self, other: Self) -> Self | None:
-        """The pattern of what both match, None if there is nothing."""
-        fields = []
-        for mine, theirs in zip(_fields(self), _fields(other), strict=True):
-            if mine is not None and theirs is not None and mine != theirs:
-                return None
-            fields.append(theirs if mine is None else mine)
-        return type(self)(*fields)
 
-    def covers(self, other: Self) -> bool:
-        """Whether everything that the other pattern matches is matched by this one."""
-        return all(mine in (None, theirs) for mine, theirs in zip(_fields(self), _fields(other), strict=True))
+def _atom_and(one: Atom, other: Atom) -> Atom | None:
+    """The pattern of what both match, None if there is nothing."""
+    fields = []
+    for mine, theirs in zip(one, other, strict=True):
+        if mine is None:
+            fields.append(theirs)
+        elif theirs is None or theirs == mine:
+            fields.append(mine)
+        else:
+            return None
+    return Atom(*fields)
 
 
-def _fields(atom: Atom) -> tuple[str | None, str | None, str | None, str | None]:
-    return atom.group, atom.resource, atom.subresource, atom.name
+def _atom_covers(one: Atom, other: Atom) -> bool:
+    """Whether everything that the other pattern matches is matched by this one."""
+    return all(mine is None or mine == theirs for mine, theirs in zip(one, other, strict=True))
 
 
 Values = frozenset[str] | None
@@ -81,7 +83,7 @@ class Region(msgspec.Struct, frozen=True):
             user_groups=_values(rule.user_groups),
             verbs=_values(rule.verbs),
             namespaces=_values(rule.namespaces),
-            atoms=frozenset(_reduced(_atoms(rule.resources), Atom.covers)) if rule.resources else None,
+            atoms=frozenset(_reduced(_atoms(rule.resources), _atom_covers)) if rule.resources else None,
             paths=frozenset(_reduced(rule.non_resource_urls, path_covers))
             if scope == NON_RESOURCE and "*" not in rule.non_resource_urls
             else None,
@@ -124,7 +126,7 @@ class Region(msgspec.Struct, frozen=True):
             and _superset(self.user_groups, other.user_groups)
             and _superset(self.verbs, other.verbs)
             and _superset(self.namespaces, other.namespaces)
-            and _all_covered(self.atoms, other.atoms, Atom.covers)
+            and _all_covered(self.atoms, other.atoms, _atom_covers)
             and _all_covered(self.paths, other.paths, path_covers)
         )
 
@@ -133,7 +135,7 @@ def normal(region: Region) -> Region:
     """The same region without atoms and paths that another one covers: equal regions are equal values."""
     return msgspec.structs.replace(
         region,
-        atoms=None if region.atoms is None else frozenset(_reduced(region.atoms, Atom.covers)),
+        atoms=None if region.atoms is None else frozenset(_reduced(region.atoms, _atom_covers)),
         paths=None if region.paths is None else frozenset(_reduced(region.paths, path_covers)),
     )
 
@@ -173,15 +175,16 @@ def _both_groups(mine: Values, theirs: Values) -> Values:
     return theirs if mine is None or (theirs is not None and theirs <= mine) else mine
 
 
+@lru_cache(maxsize=1 << 14)
 def _both_atoms(mine: frozenset[Atom], theirs: frozenset[Atom]) -> frozenset[Atom]:
     if mine == theirs:
         return mine
-    pairs = [both for one, other in product(mine, theirs) if (both := one & other) is not None]
+    pairs = [both for one, other in product(mine, theirs) if (both := _atom_and(one, other)) is not None]
     # Only "*/*" (a common mistake) speaks of a resource or subresource that is literally "*", and a part of it cannot
     # be written as a rule. Then all of mine is the answer: too much, never too little, and still inside this region.
     if any("*" in (atom.resource, atom.subresource) for atom in pairs):
         return mine
-    return frozenset(_reduced(pairs, Atom.covers))
+    return frozenset(_reduced(pairs, _atom_covers))
 
 
 def _superset(mine: Values, theirs: Values) -> bool:
@@ -197,6 +200,8 @@ def _all_covered(mine: frozenset[T] | None, theirs: frozenset[T] | None, covers:
 def _reduced(patterns: Iterable[T], covers: Callable[[T, T], bool]) -> list[T]:
     """Without the patterns that another one covers: equal regions get equal values."""
     distinct = list(dict.fromkeys(patterns))
+    if len(distinct) == 1:
+        return distinct
     return [one for one in distinct if not any(other != one and covers(other, one) for other in distinct)]
 
 
@@ -350,7 +355,7 @@ class _AtomIndex:
                 self._positions.setdefault(atom, []).append(i)
         self._buckets: dict[tuple[_Token, ...], list[Atom]] = {}
         for atom in self._positions:
-            for tokens in product(*(((value, 0), (value, 1)) for value in _fields(atom))):
+            for tokens in product(*(((value, 0), (value, 1)) for value in atom)):
                 key = tuple(_ALL if wide else value for value, wide in tokens)
                 self._buckets.setdefault(key, []).append(atom)
         self._memo: dict[frozenset[Atom], tuple[int, int]] = {}
@@ -370,8 +375,8 @@ class _AtomIndex:
 
     def _relations_of_atom(self, atom: Atom) -> tuple[int, int]:
         if atom not in self._atom_memo:
-            meeting = [(_ALL,) if value is None else (value, None) for value in _fields(atom)]
-            covering = [(None,) if value is None else (value, None) for value in _fields(atom)]
+            meeting = [(_ALL,) if value is None else (value, None) for value in atom]
+            covering = [(None,) if value is None else (value, None) for value in atom]
             self._atom_memo[atom] = self._lookup(meeting), self._lookup(covering)
         return self._atom_memo[atom]
 

@@ -24,11 +24,14 @@ from hashlib import blake2b
 import msgspec
 
 from audit_operator.policy.model import STAGES, Level, Policy, Rule, Stage
-from audit_operator.policy.region import NON_RESOURCE, Region, RegionIndex, entries, normal
+from audit_operator.policy.region import BOTH, NON_RESOURCE, RESOURCE, Region, RegionIndex, entries, normal
 
+# How far a region is split. Few policies get all the exactness there is; many get what is worth its time: at most
+# (splits of a region, regions in all) behind one rule.
 _SPLIT_DEPTH = 3
-_SPLITS_PER_REGION = 48
-_REGIONS_PER_RULE = 4
+_FEW_RULES = 400
+_SPLITS_FEW = (48, 256)
+_SPLITS_MANY = (8, 16)
 _BRANCHES = 8
 
 
@@ -86,16 +89,27 @@ class _Source:
 
     def __init__(self, entries_: tuple[_Entry, ...]) -> None:
         self.entries = entries_
-        self.digest = blake2b(msgspec.json.encode(entries_, order="deterministic"), digest_size=16).digest()
-        # Policies that differ in users and namespaces only stand side by side: they merge early.
-        shape = [msgspec.structs.replace(entry.region, users=None, namespaces=None) for entry in entries_]
-        self.order = msgspec.json.encode(shape, order="deterministic"), self.digest
+        written = [(_written(entry.region), entry.outcome, entry.optional) for entry in entries_]
+        self.digest = blake2b(msgspec.json.encode(written, order="deterministic"), digest_size=16).digest()
+        # Cluster-wide policies side by side, and those that differ in users and namespaces only: they merge early.
+        wide = sum(entry.region.users is None and entry.region.namespaces is None for entry in entries_)
+        shape = [_written(msgspec.structs.replace(entry.region, users=None, namespaces=None)) for entry in entries_]
+        self.order = 2 * wide > len(entries_), msgspec.json.encode(shape), self.digest
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Source) and self.digest == other.digest
 
     def __hash__(self) -> int:
         return hash(self.digest)
+
+
+def _written(region: Region) -> tuple[object, ...]:
+    """The region as it is written everywhere: sets have no order of their own."""
+    fields = (region.users, region.user_groups, region.verbs, region.namespaces, region.paths)
+    atoms = (
+        None if region.atoms is None else sorted([[part or "", part is None] for part in atom] for atom in region.atoms)
+    )
+    return region.scope, atoms, *(None if values is None else sorted(values) for values in fields)
 
 
 @lru_cache(maxsize=4096)
@@ -128,7 +142,7 @@ def _fold(sources: Iterable[_Source]) -> tuple[tuple[Region, Outcome], ...]:
     return tuple((entry.region, entry.outcome) for source in level for entry in source.entries)
 
 
-def _order(source: _Source) -> tuple[bytes, bytes]:
+def _order(source: _Source) -> tuple[bool, bytes, bytes]:
     return source.order
 
 
@@ -183,30 +197,24 @@ class _Builder:
         # A segment per policy: its rules, then "no rule matched", then a bit that stays clear for carries.
         layout: list[_Entry | None] = []
         starts, ends = [], []
-        self._order: dict[int, tuple[int, int, int]] = {}
         self._segment: dict[int, tuple[int, int]] = {}
-        for number, policy in enumerate(policies):
+        for policy in policies:
             start = len(layout)
             starts.append(start)
             layout += [*policy, None, None]
             ends.append(len(layout) - 2)
-            segment = (start, (1 << len(policy)) - 1)
-            highest = Level.NONE
-            for position in range(len(policy) - 1, -1, -1):
-                highest = max(highest, policy[position].outcome.level)
-                # Policy by policy in order, what leads to high levels first: exact on top of what is bounded below.
-                self._order[start + position] = (-highest, position, number)
-                self._segment[start + position] = segment
+            self._segment |= dict.fromkeys(range(start, start + len(policy)), (start, (1 << len(policy)) - 1))
         self._entries = layout
         self._starts = _mask(starts)
         self._ends = _mask(ends)
         self._tops = self._ends << 1
         self._ones = self._tops - self._starts
-        self._rules = _mask(self._order)
+        self._rules = _mask(self._segment)
         self._certain = _mask(i for i, entry in enumerate(layout) if entry and not entry.optional)
         self._wants = _Wants(layout)
         self._index = RegionIndex([entry.region if entry else None for entry in layout])
-        self._budget = 64 + _REGIONS_PER_RULE * len(self._order)
+        self._splits, self._row = _SPLITS_FEW if len(self._segment) <= _FEW_RULES else _SPLITS_MANY
+        self._row_end = 0
         self.emitted: list[tuple[Region, Outcome]] = []
 
     def run(self) -> None:
@@ -222,7 +230,9 @@ class _Builder:
             return  # all of it has been emitted before
         reach = self._reach(covers)
         live = meets & reach & pending
-        if depth < _SPLIT_DEPTH and len(self.emitted) < self._budget and self._uncertain(live, reach):
+        if depth == 1:
+            self._row_end = len(self.emitted) + self._row
+        if depth < _SPLIT_DEPTH and len(self.emitted) < self._row_end and self._uncertain(live, reach):
             pending = self._split(region, pending, self._splitters(live & ~covers, live, reach), (meets, reach), depth)
             live = meets & reach & pending
         self.emitted.append((region, self._wants.outcome(live)))
@@ -238,6 +248,8 @@ class _Builder:
         Each policy's rules in order; first, whichever they are, those whose outcome is certain.
         """
         queues: dict[int, list[int]] = {}
+        if depth and rules.bit_count() > self._splits:
+            pending, rules = self._lump(region, pending, rules)
         for position in _positions(rules):
             queues.setdefault(self._segment[position][0], []).append(position)
         inners: dict[int, Region] = {}
@@ -270,7 +282,7 @@ class _Builder:
             waiting.sort()
             for _, start in waiting[: 1 + len(waiting) // 16]:
                 meets, reach = bounds
-                if depth and (splits >= _SPLITS_PER_REGION or not self._uncertain(meets & reach & pending, reach)):
+                if depth and (splits > self._splits or not self._uncertain(meets & reach & pending, reach)):
                     return pending
                 splits += 1
                 position = queues[start].pop(0)
@@ -279,6 +291,31 @@ class _Builder:
                 if not queues[start]:
                     del queues[start]
         return pending
+
+    def _lump(self, region: Region, pending: int, rules: int) -> tuple[int, int]:
+        """Place what the region shares with all rules of some namespaces, or of some users, as one region each.
+
+        Coarse, but only there; splitting by each of very many would take forever and help nobody.
+        """
+        for field in ("namespaces", "users"):
+            if getattr(region, field) is not None:
+                continue
+            lumped = [p for p in _positions(rules) if getattr(self._region(p), field) is not None]
+            if len(lumped) > 1:
+                values = frozenset().union(*(getattr(self._region(p), field) for p in lumped))
+                scope = RESOURCE if field == "namespaces" else BOTH
+                inner = region & msgspec.structs.replace(Region(scope=scope), **{field: values})
+                if inner is not None:
+                    self._place(inner, pending, _SPLIT_DEPTH)
+                    mask = _mask(lumped)
+                    pending &= ~mask
+                    rules &= ~mask
+        return pending, rules
+
+    def _region(self, position: int) -> Region:
+        entry = self._entries[position]
+        assert entry is not None  # noqa: S101 - positions of rules only
+        return entry.region
 
     def _uncertain(self, live: int, reach: int) -> list[int]:
         """The wants that some live rule has and no policy has for certain all over the region."""
