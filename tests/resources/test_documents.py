@@ -2,14 +2,18 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structural
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from audit_operator.policy.model import GroupResources
+from audit_operator.policy.redact import RedactionError, RedactionRule, Redactor
 from audit_operator.resources.auditsink import SINK_TYPES, AuditSink
 from audit_operator.resources.crd import reference, schemas
 from audit_operator.resources.load import ResourceError, is_resource, load_resource, to_document
@@ -163,6 +167,72 @@ def test_anything_at_all_is_refused_with_a_problem(value: object) -> None:
 
     assert refusal.value.problems
     assert not is_resource(value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"rules": [{"level": "None"}] * 100_000}, "spec.rules: must have at most 200 entries"),
+        ({"rules": [{"level": "x"}] * 20_000}, "document: has 19,900 more problems; put these right first"),
+        (
+            {"preset": "CIS", "rules": [{"level": "None", "users": ["a" * 1_000_000]}]},
+            "at most 512 characters",
+        ),
+        ({"preset": "https://" + "a" * 1_000_000 + ":hunter2@b"}, "spec.preset: is not known"),
+        ({"preset": "CIS"} | {f"field{number}": 1 for number in range(20_000)}, "more problems"),
+    ],
+    ids=["entries", "bad-entries", "long", "long-secret", "fields"],
+)
+def test_what_is_huge_is_refused_in_few_words(spec: Json, message: str) -> None:
+    document = {"apiVersion": "audit-operator.dev/v1alpha1", "kind": "AuditPolicy", "metadata": {"name": "a"}}
+
+    with pytest.raises(ResourceError) as refusal:
+        load_resource(document | {"spec": spec})
+
+    assert message in str(refusal.value)
+    assert len(str(refusal.value)) < 50_000
+    assert "hunter2" not in str(refusal.value)
+
+
+# A redaction that is taken here and refused later would be one that a user believes in.
+REDACTIONS = st.fixed_dictionaries(
+    {
+        "resources": st.lists(
+            st.fixed_dictionaries(
+                {
+                    "group": st.sampled_from(["", "*", "apps", "Apps", "a.b", "apps/v1"]),
+                    "resources": st.lists(st.text("ab*/.-A", max_size=6), max_size=2),
+                }
+            ),
+            min_size=1,
+            max_size=2,
+        ),
+        "paths": st.lists(st.text('a.*[]"0- $\\\\', max_size=8), min_size=1, max_size=2),
+    }
+)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(REDACTIONS)
+def test_a_redaction_that_models_take_can_be_compiled_and_the_other_way_round(redaction: Json) -> None:
+    spec = {"preset": "CIS", "redactions": [redaction]}
+    document = {"apiVersion": "audit-operator.dev/v1alpha1", "kind": "AuditPolicy", "metadata": {"name": "a"}}
+    rule = RedactionRule(
+        resources=tuple(GroupResources(entry["group"], tuple(entry["resources"])) for entry in redaction["resources"]),
+        paths=tuple(redaction["paths"]),
+    )
+
+    assert _raises(ResourceError, load_resource, document | {"spec": spec}) == _raises(
+        RedactionError, Redactor, (rule,)
+    )
+
+
+def _raises(kind: type[Exception], call: Callable[[Any], object], argument: Any) -> bool:
+    try:
+        call(argument)
+    except kind:
+        return True
+    return False
 
 
 # --- sinks -----------------------------------------------------------------------------------------------------------

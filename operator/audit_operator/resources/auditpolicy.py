@@ -178,10 +178,36 @@ RedactionPath = Annotated[
 ]
 
 
+_PLURAL: Final = "[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
+
+RedactedResource = Annotated[
+    str,
+    Field(
+        max_length=512,
+        pattern=grammar(
+            rf"^(\*|(\*/)?{_PLURAL}|{_PLURAL}/(\*|[a-z0-9-]+))$",
+            "a plural name in lower case, such as logins, logins/status, logins/* or *",
+        ),
+    ),
+]
+"""Stricter than in a rule: a rule that matches nothing is noise, a redaction that matches nothing is a leak."""
+
+
+class RedactedResources(GroupResources):
+    """Resources of one API group whose bodies are redacted."""
+
+    resources: tuple[RedactedResource, ...] = Field(
+        (),
+        max_length=128,
+        description="Plural resource names, as in a rule. Empty: all of the group.",
+        examples=[["logins", "logins/status"]],
+    )
+
+
 class Redaction(Model):
     """Parts of bodies that must not leave, on top of the built-in ones."""
 
-    resources: tuple[GroupResources, ...] = Field(
+    resources: tuple[RedactedResources, ...] = Field(
         min_length=1, max_length=64, description="Resources whose bodies are redacted."
     )
     paths: tuple[RedactionPath, ...] = Field(

@@ -502,9 +502,7 @@ class Azure(Model):
         pattern=grammar("^[a-z0-9]([a-z0-9-]*[a-z0-9])$", "a container: lower-case letters, digits and -"),
         description="Container.",
     )
-    endpoint: Url | None = Field(
-        None, description="Where Blob Storage is, if not ACCOUNT.blob.core.windows.net."
-    )
+    endpoint: Url | None = Field(None, description="Where Blob Storage is, if not ACCOUNT.blob.core.windows.net.")
     access_tier: Literal["Hot", "Cool", "Cold", "Archive"] | None = Field(
         None, description="Access tier of the blobs; omitted: the account's default."
     )

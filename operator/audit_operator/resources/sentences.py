@@ -30,23 +30,29 @@ class Problem:
         return f"{self.path or 'document'}:{value} {self.message}{way_out}"
 
 
+MOST: Final = 100
+"""Problems that are put into sentences; nobody reads more, and a document can have a million."""
+
+
 def problems_of(model: type[BaseModel], error: ValidationError) -> tuple[Problem, ...]:
-    """Every problem of a document that ``model`` did not take."""
+    """The problems of a document that ``model`` did not take; the last one says how many are left out, if any are."""
     entries = error.errors(include_url=False)
-    wrong = [entry["loc"] for entry in entries]
-    return tuple(
+    first = entries[:MOST]
+    problems = tuple(
         problem
-        for entry in entries
+        for entry in first
         # pydantic counts a list's good entries only, so that one bad entry makes a list too short.
-        if not (entry["type"] == "too_short" and any(_below(loc, entry["loc"]) for loc in wrong))
+        if not (entry["type"] == "too_short" and any(_below(other["loc"], entry["loc"]) for other in first))
         for problem in _problems(model, entry)
     )
+    left_out = len(entries) - len(first)
+    return (*problems, Problem("", f"has {left_out:,} more problems; put these right first")) if left_out else problems
 
 
 def guess(value: object, known: Iterable[str], otherwise: str) -> str:
     """Did you mean: the known word that is spelled nearly like the value, else ``otherwise``."""
     folded = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(str(value).lower(), folded, n=1, cutoff=0.7)
+    close = difflib.get_close_matches(str(value)[:100].lower(), folded, n=1, cutoff=0.7)
     return f"did you mean {folded[close[0]]}?" if close else otherwise
 
 
@@ -67,9 +73,9 @@ def kind_of(value: object) -> str:
 
 def shown(value: object) -> str:
     """The value, short enough for a line and without what could be a password in it; nothing of lists and objects."""
-    if isinstance(value, Mapping | list | tuple):
+    if isinstance(value, Mapping | list | tuple) or len(text := str(value)) > 1000:
         return ""
-    text = re.sub(r"(://)?[^/]*:[^/]*@", r"\1***@", str(value))
+    text = re.sub(r"(://)?[^/]*:[^/]*@", r"\1***@", text)
     text = re.sub(r"(://[^?]*\?).*", r"\1***", text, flags=re.DOTALL)
     text = text if len(text) <= 80 else f"{text[:77]}..."
     return repr(text) if isinstance(value, str) else text
@@ -136,7 +142,7 @@ def _sentence(kind: str, context: Mapping[str, Any], message: str) -> str:
 
 
 def _path(loc: Location) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).removeprefix(".")
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part[:80]}" for part in loc).removeprefix(".")
 
 
 def _below(loc: Location, other: Location) -> bool:
