@@ -1,0 +1,387 @@
+"""What rules mean together: which never decide, what they record that should stay out, and what they drop.
+
+Every claim is proven by looking for a request (``witness``) that says otherwise; where the search gives up, nothing is
+claimed. Rules with a namespaceSelector count as matching every namespace when they are judged and none when they stand
+in the way of others, because labels come and go.
+"""
+
+from collections.abc import Collection, Iterator
+
+import msgspec
+
+from audit_operator.policy.findings import Finding, Place, Severity
+from audit_operator.policy.kinds import READS, WRITES
+from audit_operator.policy.model import STAGES, GroupResources, Level, Policy, Request, Rule, Stage
+from audit_operator.policy.region import Region
+from audit_operator.policy.witness import Unknown, find
+
+ANYTHING = Rule(level=Level.NONE)
+"""A rule that matches every request."""
+
+
+class Rules:
+    """The rules of a policy, asked questions about who decides what."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.rules = policy.rules
+        self._broad = tuple(_without_selector(rule) for rule in policy.rules)
+
+    def decided_by(self, index: int, *also: Rule) -> Request | None:
+        """A request that rule ``index`` decides and that every rule of ``also`` matches; None if there is none."""
+        return self.example(self._broad[index], *also, avoid=range(index))
+
+    def example(self, *must: Rule, avoid: Collection[int] = ()) -> Request | None:
+        """A request that all ``must`` match and none of the rules ``avoid`` does; None if there is none.
+
+        Where the search gives up, a request that may not be one: callers take it as "there may be some".
+        """
+        standing = [self.rules[index] for index in avoid if self.rules[index].namespace_selector is None]
+        try:
+            return find(must, standing)
+        except Unknown:
+            return UNKNOWN
+
+    def outcome(self, index: int) -> "Outcome":
+        """What happens to a request that rule ``index`` decides."""
+        rule, policy = self.rules[index], self.policy
+        omitted = policy.omit_stages | rule.omit_stages
+        if rule.level is Level.NONE or len(omitted) == len(STAGES):
+            return NOTHING
+        managed = policy.omit_managed_fields if rule.omit_managed_fields is None else rule.omit_managed_fields
+        return Outcome(rule.level, omitted, managed and rule.level >= Level.REQUEST)
+
+    def meets(self, one: int, other: int) -> bool:
+        """Whether some request may match both rules."""
+        return Region.of(self.rules[one]) & Region.of(self.rules[other]) is not None
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """How a request is recorded; equal outcomes give equal events."""
+
+    level: Level
+    omit_stages: frozenset[Stage] = frozenset()
+    omit_managed_fields: bool = False
+
+
+NOTHING = Outcome(Level.NONE)
+UNKNOWN = Request(user=None, verb="")
+"""Stands for a request that the search could not rule out."""
+
+
+def _without_selector(rule: Rule) -> Rule:
+    """A rule that matches at least what ``rule`` does, whatever labels namespaces have."""
+    if rule.namespace_selector is None:
+        return rule
+    resources = rule.resources or (GroupResources(group="*"),)
+    return msgspec.structs.replace(rule, namespace_selector=None, resources=resources)
+
+
+# -- rules that never decide, or might as well not -------------------------------------------------------------------
+
+
+def order_findings(rules: Rules, place: Place, written: int, *, whole: bool) -> Iterator[Finding]:
+    """Unreachable rules, rules without effect, and what falls through; only the first ``written`` rules are judged."""
+    for index in range(written):
+        at = place.at("rules", index)
+        if rules.decided_by(index) is None:
+            if rules.example(rules.rules[index]) is not None:
+                yield _unreachable(rules, index, place)
+        elif not _is_last_word(rules, index) and _has_no_effect(rules, index):
+            yield at.finding("no-effect", "without this rule, every request would be treated alike", "remove it")
+    if not whole:
+        return
+    if all(rules.outcome(index) == NOTHING for index in range(len(rules.rules))):
+        yield place.at("rules").finding(
+            "records-nothing", "no rule records anything", "add rules of level Metadata or more, or turn auditing off"
+        )
+    elif (request := rules.example(ANYTHING, avoid=range(len(rules.rules)))) is not None:
+        yield place.at("rules").finding(
+            "no-catch-all",
+            f"requests that no rule matches are not recorded, such as {describe(request)}",
+            "end with a rule without conditions: - level: Metadata, or - level: None to show that it is meant",
+        )
+
+
+def subresource_findings(rules: Rules, place: Place, written: int) -> Iterator[Finding]:
+    """``pods/*`` above a rule for ``pods``: it took the bare resource too, which the author did not expect."""
+    for index in range(written):
+        for position, entry in enumerate(rules.rules[index].resources):
+            for number, item in enumerate(entry.resources):
+                name = item.removesuffix("/*")
+                if name in {item, "*"} or name in entry.resources:
+                    continue
+                later = _first_naming(rules, entry.group, name, index + 1)
+                if later is not None:
+                    message = f"{item} matches {name} itself too, before {_rule_name(place, later)} can"
+                    fix = f"name the subresources, or move {_rule_name(place, later)} above this rule"
+                    at = place.at("rules", index, "resources", position, "resources", number)
+                    yield at.finding("subresources-include", message, fix)
+
+
+def _first_naming(rules: Rules, group: str, resource: str, start: int) -> int | None:
+    """The first rule from ``start`` on that names the bare resource."""
+    for index in range(start, len(rules.rules)):
+        if any(entry.group == group and resource in entry.resources for entry in rules.rules[index].resources):
+            return index
+    return None
+
+
+def _is_last_word(rules: Rules, index: int) -> bool:
+    """Whether the rule ends the policy with "and nothing else", which says what would happen anyway, but on purpose."""
+    rule = rules.rules[index]
+    return index == len(rules.rules) - 1 and rule.level is Level.NONE and Region.of(rule) == Region()
+
+
+def _unreachable(rules: Rules, index: int, place: Place) -> Finding:
+    at = place.at("rules", index)
+    covering = _covering(rules, index)
+    names = " and ".join(_rule_name(place, number) for number in covering)
+    one = len(covering) == 1
+    message = f"never decides: {names} {'matches' if one else 'together match'} every request that it could match"
+    return at.finding("unreachable-rule", message, f"move it above {_rule_name(place, covering[0])}, or remove it")
+
+
+def _rule_name(place: Place, index: int) -> str:
+    found = place.at("rules", index).finding("unreachable-rule", "", "")
+    return f"{found.path} (line {found.line})" if found.line else found.path
+
+
+def _covering(rules: Rules, index: int) -> list[int]:
+    """The first rule that covers it alone; otherwise as few as it takes."""
+    region = Region.of(rules.rules[index])
+    needed = [number for number in range(index) if rules.rules[number].namespace_selector is None]
+    for number in needed:
+        if Region.of(rules.rules[number]).covers(region):
+            return [number]
+    for number in [number for number in needed if not rules.meets(number, index)]:
+        needed.remove(number)
+    for number in list(needed):
+        fewer = [other for other in needed if other != number]
+        if rules.example(rules.rules[index], avoid=fewer) is None:
+            needed = fewer
+    return needed
+
+
+def _has_no_effect(rules: Rules, index: int) -> bool:
+    mine = rules.outcome(index)
+    before = list(range(index))
+    for other in range(index + 1, len(rules.rules)):
+        if rules.outcome(other) == mine or not rules.meets(index, other):
+            continue
+        between = [*before, *range(index + 1, other)]
+        if rules.example(*_both(rules, index, other), avoid=between) is not None:
+            return False
+    if mine == NOTHING:
+        return True
+    return rules.decided_by(index) is not None and _falls_through(rules, index) is None
+
+
+def _both(rules: Rules, one: int, other: int) -> tuple[Rule, Rule]:
+    return _without_selector(rules.rules[one]), _without_selector(rules.rules[other])
+
+
+def _falls_through(rules: Rules, index: int) -> Request | None:
+    others = [number for number in range(len(rules.rules)) if number != index]
+    return rules.example(_without_selector(rules.rules[index]), avoid=others)
+
+
+# -- bodies that hold credentials ------------------------------------------------------------------------------------
+
+
+class Sensitive(msgspec.Struct, frozen=True):
+    """Objects that must not be in a log with their bodies.
+
+    ``sent``: verbs whose request body gives it away (level Request); ``answered``: whose response does.
+    """
+
+    name: str
+    what: str
+    entry: GroupResources
+    sent: tuple[str, ...]
+    answered: tuple[str, ...]
+    namespaces: tuple[str, ...] = ()
+
+
+_IN_NO_NAMESPACE = ("",)
+_CHANGES = ("create", "update", "patch")
+_ANSWERED = ("get", "list", *_CHANGES)
+SENSITIVE = (
+    Sensitive("secret-bodies", "Secrets", GroupResources("", ("secrets",)), _CHANGES, _ANSWERED),
+    Sensitive("configmap-bodies", "ConfigMaps", GroupResources("", ("configmaps",)), _CHANGES, _ANSWERED),
+    Sensitive(
+        "tokenreview-bodies",
+        "TokenReviews",
+        GroupResources("authentication.k8s.io", ("tokenreviews",)),
+        ("create",),
+        ("create",),
+        _IN_NO_NAMESPACE,
+    ),
+    Sensitive("token-bodies", "serviceaccounts/token", GroupResources("", ("serviceaccounts/token",)), (), ("create",)),
+    Sensitive(
+        "csr-bodies",
+        "CertificateSigningRequests",
+        GroupResources("certificates.k8s.io", ("certificatesigningrequests",)),
+        _CHANGES,
+        _ANSWERED,
+        _IN_NO_NAMESPACE,
+    ),
+)
+
+
+def body_findings(rules: Rules, place: Place, written: int) -> Iterator[Finding]:
+    """Which rules write bodies to the log that must not be there, one finding per kind: the first rule that does."""
+    for sensitive in SENSITIVE:
+        for index in range(written):
+            level = rules.outcome(index).level
+            if level < Level.REQUEST:
+                continue
+            verbs = sensitive.sent if level is Level.REQUEST else sensitive.answered
+            if not verbs:
+                continue
+            probe = Rule(level=Level.NONE, verbs=verbs, resources=(sensitive.entry,), namespaces=sensitive.namespaces)
+            request = rules.decided_by(index, probe)
+            if request is None or request is UNKNOWN:
+                continue
+            (item,) = sensitive.entry.resources
+            group = sensitive.entry.group or '""'
+            yield place.at("rules", index).finding(
+                sensitive.name,
+                f"level {level} records bodies of {sensitive.what}, such as {describe(request)}",
+                f"put above it: - level: Metadata with resources group: {group}, resources: [{item}]",
+            )
+            break
+
+
+# -- what the CIS benchmark asks for ---------------------------------------------------------------------------------
+
+_CIS_ITEMS = (
+    ("access to Secrets", GroupResources("", ("secrets",)), (*READS, *WRITES)),
+    ("access to ConfigMaps", GroupResources("", ("configmaps",)), (*READS, *WRITES)),
+    ("TokenReviews", GroupResources("authentication.k8s.io", ("tokenreviews",)), ("create",)),
+    ("changes of Pods", GroupResources("", ("pods",)), WRITES),
+    ("changes of Deployments", GroupResources("apps", ("deployments",)), WRITES),
+    ("pods/exec", GroupResources("", ("pods/exec",)), ("create", "get")),
+    ("pods/portforward", GroupResources("", ("pods/portforward",)), ("create", "get")),
+    ("pods/proxy", GroupResources("", ("pods/proxy",)), ("create", "get", "update", "patch", "delete")),
+    ("services/proxy", GroupResources("", ("services/proxy",)), ("create", "get", "update", "patch", "delete")),
+)
+"""CIS Kubernetes Benchmark 3.2.2: what at least the metadata of must be recorded."""
+
+_CIS_FIX = "put rules of level Metadata for it first; preset CIS has them"
+
+
+def cis_findings(rules: Rules, place: Place) -> Iterator[Finding]:
+    """Items of the benchmark that are not recorded, for anybody but components of the cluster, whose noise may go."""
+    for index in range(len(rules.rules)):
+        if rules.outcome(index) != NOTHING or _only_components(rules.rules[index]):
+            continue
+        dropped = [
+            item
+            for item, entry, verbs in _CIS_ITEMS
+            if _real(rules.decided_by(index, Rule(level=Level.NONE, verbs=verbs, resources=(entry,))))
+        ]
+        if dropped:
+            message = f"drops what CIS benchmark 3.2.2 asks for: {', '.join(dropped)}"
+            yield place.at("rules", index).finding("cis-not-recorded", message, _CIS_FIX)
+    everything = range(len(rules.rules))
+    missed = [
+        item
+        for item, entry, verbs in _CIS_ITEMS
+        if _real(rules.example(Rule(level=Level.NONE, verbs=verbs, resources=(entry,)), avoid=everything))
+    ]
+    if missed:
+        message = f"no rule is about what CIS benchmark 3.2.2 asks for: {', '.join(missed)}"
+        yield place.at("rules").finding("cis-not-recorded", message, "add rules of level Metadata; preset CIS has them")
+
+
+def _real(request: Request | None) -> bool:
+    return request is not None and request is not UNKNOWN
+
+
+_COMPONENT_GROUPS = frozenset({"system:nodes", "system:serviceaccounts:kube-system"})
+
+
+def _only_components(rule: Rule) -> bool:
+    """Whether only components of the cluster can be meant: no person, no workload."""
+    if rule.user_groups and set(rule.user_groups) <= _COMPONENT_GROUPS:
+        return True
+    return bool(rule.users) and all(_is_component(user) for user in rule.users)
+
+
+def _is_component(user: str) -> bool:
+    if user.startswith("system:serviceaccount:"):
+        return user.startswith("system:serviceaccount:kube-system:")
+    return user.startswith("system:") and user != "system:anonymous"
+
+
+# -- stages and options ----------------------------------------------------------------------------------------------
+
+_BLOCKING_STRICT = "blocking-strict"
+
+
+def stage_findings(rules: Rules, place: Place, written: int, modes: Collection[str] | None) -> Iterator[Finding]:
+    """Findings on omitStages and omitManagedFields. ``modes``: of the API servers' backends, None if nobody said."""
+    policy = rules.policy
+    yield from _omitted(policy.omit_stages, place.at("omitStages"))
+    for index, rule in enumerate(policy.rules[:written]):
+        at = place.at("rules", index)
+        if rule.level is not Level.NONE and policy.omit_stages < (omitted := policy.omit_stages | rule.omit_stages):
+            yield from _omitted(omitted, at.at("omitStages"))
+        yield from _idle_options(rule, policy, at)
+    recording = [rule for rule in policy.rules if rule.level is not Level.NONE]
+    inert = recording and all(Stage.REQUEST_RECEIVED in policy.omit_stages | rule.omit_stages for rule in recording)
+    if inert and (modes is None or _BLOCKING_STRICT in modes):
+        known = modes is not None
+        yield place.at("omitStages").finding(
+            "blocking-strict-inert",
+            "mode blocking-strict refuses requests that cannot be recorded at RequestReceived, which is omitted: with "
+            "this policy it is no stricter than blocking",
+            "record RequestReceived, or use mode blocking"
+            + ("" if known else "; in other modes there is nothing to do"),
+            severity=None if known else Severity.INFO,
+        )
+
+
+def _omitted(omitted: frozenset[Stage], at: Place) -> Iterator[Finding]:
+    if len(omitted) == len(STAGES):
+        fix = "keep ResponseComplete, or write level: None if nothing is meant to be recorded"
+        yield at.finding("all-stages-omitted", "every stage is omitted, so nothing is recorded", fix)
+    elif Stage.RESPONSE_COMPLETE in omitted:
+        message = "ResponseComplete is omitted: of most requests nobody learns how they ended, nor their bodies"
+        yield at.finding("outcome-omitted", message, "keep ResponseComplete and omit RequestReceived instead")
+
+
+def _idle_options(rule: Rule, policy: Policy, at: Place) -> Iterator[Finding]:
+    if rule.omit_stages and rule.level is Level.NONE:
+        message = "nothing is recorded at level None, so there are no stages to omit"
+        yield at.at("omitStages").finding("option-without-effect", message, "remove omitStages")
+    elif repeated := sorted(rule.omit_stages & policy.omit_stages):
+        message = (
+            f"the whole policy omits {', '.join(repeated)} already; stages can only be omitted, never brought back"
+        )
+        yield at.at("omitStages").finding("option-without-effect", message, f"remove {', '.join(repeated)}")
+    if rule.omit_managed_fields is None:
+        return
+    where = at.at("omitManagedFields")
+    if rule.level < Level.REQUEST:
+        message = f"no bodies are recorded at level {rule.level}, so there are no managedFields"
+        yield where.finding("option-without-effect", message, "remove omitManagedFields")
+    elif rule.omit_managed_fields == policy.omit_managed_fields:
+        yield where.finding("option-without-effect", "repeats what the whole policy says", "remove omitManagedFields")
+
+
+# -- words -----------------------------------------------------------------------------------------------------------
+
+
+def describe(request: Request) -> str:
+    """A request in a few words."""
+    if request is UNKNOWN:
+        return "some that could not be named"
+    who = f" by {request.user}" if request.user else ""
+    if not request.is_resource:
+        return f"{request.verb} {request.path}{who}"
+    what = request.resource + (f"/{request.subresource}" if request.subresource else "")
+    group = f".{request.api_group}" if request.api_group else ""
+    where = f" in namespace {request.namespace}" if request.namespace else ""
+    return f"{request.verb} {what}{group}{where}{who}"
