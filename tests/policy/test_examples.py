@@ -10,9 +10,12 @@ import msgspec
 import pytest
 import yaml
 
+from audit_operator.cli.policies import Setting, load_setup
+from audit_operator.cli.policytests import read_tests, run_tests
 from audit_operator.policy.effective import Effective, effective, resolve
 from audit_operator.policy.evaluate import Evaluator
 from audit_operator.policy.events import split
+from audit_operator.policy.lint import Severity, lint_text
 from audit_operator.policy.model import Level
 from audit_operator.policy.request import request_of
 from audit_operator.policy.union import union
@@ -128,11 +131,54 @@ def test_the_platforms_policies_record_what_the_tenants_want() -> None:
             assert everything.decide(request).level >= EVALUATORS[name].decide(request).level.server
 
 
-# --- policy unit tests -----------------------------------------------------------------------------------------------
+# --- what the command line makes of it -------------------------------------------------------------------------------
 
-UNIT_TESTS = [
-    pytest.param(document["policy"], test, id=f"{path.stem}: {test['name']}")
-    for path in sorted(EXAMPLES.glob("tests/*.yaml"))
-    for document in documents(path)
-    for test in document["tests"]
-]
+
+def test_all_resources_render_and_none_is_refused() -> None:
+    setup = load_setup([str(EXAMPLES / name) for name in ("namespaces.yaml", "platform", "tenants")], Setting())
+    assert setup.problems == ()
+    assert setup.plan is not None
+    assert setup.plan.blocked == ()
+    assert {status.identity.name for status in setup.plan.statuses} == {item.metadata.name for item in RESOURCES}
+
+
+def test_policies_pass_their_unit_tests() -> None:
+    tests, sources = read_tests([str(EXAMPLES / "tests")])
+    outcomes = run_tests(tests, load_setup(sources, Setting()))
+    assert len(outcomes) >= 15
+    assert [(outcome.test.name, outcome.failures) for outcome in outcomes if outcome.failures] == []
+
+
+# --- policy files ----------------------------------------------------------------------------------------------------
+
+
+def names_of_findings(file: str) -> list[tuple[str, str]]:
+    loaded, findings = lint_text((EXAMPLES / "policy-files" / file).read_bytes())
+    assert loaded.accepted, "every API server starts with it"
+    return [(finding.path, finding.name) for finding in findings if finding.severity is not Severity.INFO]
+
+
+def test_lint_finds_what_is_wrong_with_each_rule_of_the_file_of_mistakes() -> None:
+    assert names_of_findings("mistakes.yaml") == [
+        ("rules[0].resources[0].resource", "unknown-field"),
+        ("rules[1]", "unreachable-rule"),
+        ("rules[1].verbs[0]", "unknown-verb"),
+        ("rules[1].verbs[1]", "unknown-verb"),
+        ("rules[1].verbs[2]", "unknown-verb"),
+        ("rules[1].resources[0].resources[0]", "wrong-group"),
+        ("rules[2]", "unreachable-rule"),
+        ("rules[2].resources[0].resources[0]", "resource-pattern"),
+        ("rules[3]", "unreachable-rule"),
+        ("rules[3].resources[0].resources[0]", "resource-pattern"),
+        ("rules[4].resources[0].resourceNames", "name-not-known"),
+        ("rules[5].users[0]", "user-wildcard"),
+        ("rules[6]", "tokenreview-bodies"),
+        ("rules[6]", "csr-bodies"),
+        ("rules[7]", "unreachable-rule"),
+        ("", "extra-document"),
+    ]
+
+
+def test_lint_finds_the_forgotten_credentials_in_todays_file_and_nothing_in_tomorrows() -> None:
+    assert {name for _, name in names_of_findings("today.yaml")} == {"token-bodies"}
+    assert names_of_findings("tomorrow.yaml") == []

@@ -8,11 +8,15 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from audit_operator.cli.policies import Subject
+from audit_operator.cli.replay import Replay, replay_file
 from audit_operator.policy.evaluate import Evaluator
+from audit_operator.policy.lint import Severity, lint_text
 from audit_operator.policy.model import Level, Policy, Request, Rule, Stage
 from audit_operator.policy.presets import NAMES, preset, text
 from audit_operator.resources.auditpolicy import Preset
 
+TESTS = Path(__file__).parents[1]
 EVALUATORS = {name: Evaluator(preset(name)) for name in NAMES}
 WRITES = ("create", "update", "patch", "delete", "deletecollection")
 READS = ("get", "list", "watch")
@@ -40,7 +44,7 @@ def _request(wire: dict[str, Any]) -> Request:
     )
 
 
-TABLE = yaml.safe_load((Path(__file__).parents[1] / "data/presets/requests.yaml").read_text(encoding="utf-8"))
+TABLE = yaml.safe_load((TESTS / "data/presets/requests.yaml").read_text(encoding="utf-8"))
 ROWS = [pytest.param(_request(row["request"]), row["levels"], id=row["name"]) for row in TABLE["rows"]]
 
 
@@ -91,6 +95,20 @@ def test_the_file_says_what_it_is_for_what_it_leaves_out_and_what_it_costs(name:
     assert header.startswith(f"# Preset {name}: ")
     for promise in ("# For: ", "# Not recorded: ", "# Cost: "):
         assert promise in header
+
+
+@pytest.mark.parametrize("server", [(1, 28), (1, 36)])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_api_server_would_load_the_file_and_lint_finds_nothing_but_what_minimal_leaves_out(
+    name: str, server: tuple[int, int]
+) -> None:
+    # The one thing that no API server would take: level Minimal is ours.
+    loaded, findings = lint_text(text(name).replace("level: Minimal", "level: Metadata"), server=server)
+    assert loaded.accepted
+    assert not loaded.problems
+    told = {(finding.path, finding.name) for finding in findings if finding.severity is not Severity.INFO}
+    left_out = {("rules[8]", "cis-not-recorded"), ("rules[10]", "cis-not-recorded")}  # TokenReviews, ConfigMaps
+    assert told == (left_out if name == "Minimal" else set())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -332,3 +350,22 @@ BENCHMARK = [
 @pytest.mark.parametrize(("item", "request_", "least", "most"), BENCHMARK)
 def test_cis_records_what_the_benchmark_asks_for(item: str, request_: Request, least: Level, most: Level) -> None:
     assert least <= level("CIS", request_) <= most, f"CIS Kubernetes Benchmark {item}"
+
+
+# --- volume ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_volumes_in_the_docs_are_those_of_the_recorded_traffic() -> None:
+    everything = Policy(rules=(Rule(level=Level.REQUEST_RESPONSE),))
+    replay = Replay([Subject(name, preset(name)) for name in NAMES], everything)
+    replay_file(str(TESTS / "data/audit-eventlists.jsonl.gz"), replay)
+    shares = replay.report().policies
+    whole = next(share.kept.size for share in shares if share.name == "Metadata")
+    rows = [
+        f"| `{share.name}` | {len(preset(share.name).rules)} | {share.kept.events:,} "
+        f"| {sum(volume.events for level, volume in share.levels.items() if level > Level.METADATA):,} "
+        f"| {share.kept.size / 1000:,.0f} kB | {share.kept.size / whole:.0%} |"
+        for share in sorted(shares, key=lambda share: share.kept.size)
+    ]
+    table = "\n".join(rows)
+    assert table in (TESTS.parent / "docs/presets.md").read_text(encoding="utf-8"), f"measured:\n{table}"
