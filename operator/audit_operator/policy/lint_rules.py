@@ -25,11 +25,13 @@ class Rules:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.rules = policy.rules
-        self._broad = tuple(_without_selector(rule) for rule in policy.rules)
+        self.broad = tuple(_without_selector(rule) for rule in policy.rules)
+        """The rules as they match when every namespace is selected."""
+        self._regions = [Region.of(rule) for rule in self.broad]
 
     def decided_by(self, index: int, *also: Rule) -> Request | None:
         """A request that rule ``index`` decides and that every rule of ``also`` matches; None if there is none."""
-        return self.example(self._broad[index], *also, avoid=range(index))
+        return self.example(self.broad[index], *also, avoid=range(index))
 
     def example(self, *must: Rule, avoid: Collection[int] = ()) -> Request | None:
         """A request that all ``must`` match and none of the rules ``avoid`` does; None if there is none.
@@ -53,7 +55,7 @@ class Rules:
 
     def meets(self, one: int, other: int) -> bool:
         """Whether some request may match both rules."""
-        return Region.of(self.rules[one]) & Region.of(self.rules[other]) is not None
+        return self._regions[one] & self._regions[other] is not None
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -85,7 +87,7 @@ def order_findings(rules: Rules, place: Place, written: int, *, whole: bool) -> 
     for index in range(written):
         at = place.at("rules", index)
         if rules.decided_by(index) is None:
-            if rules.example(rules.rules[index]) is not None:
+            if rules.example(rules.broad[index]) is not None:
                 yield _unreachable(rules, index, place)
         elif not _is_last_word(rules, index) and _has_no_effect(rules, index):
             yield at.finding("no-effect", "without this rule, every request would be treated alike", "remove it")
@@ -158,7 +160,7 @@ def _covering(rules: Rules, index: int) -> list[int]:
         needed.remove(number)
     for number in list(needed):
         fewer = [other for other in needed if other != number]
-        if rules.example(rules.rules[index], avoid=fewer) is None:
+        if rules.example(rules.broad[index], avoid=fewer) is None:
             needed = fewer
     return needed
 
@@ -170,20 +172,10 @@ def _has_no_effect(rules: Rules, index: int) -> bool:
         if rules.outcome(other) == mine or not rules.meets(index, other):
             continue
         between = [*before, *range(index + 1, other)]
-        if rules.example(*_both(rules, index, other), avoid=between) is not None:
+        if rules.example(rules.broad[index], rules.broad[other], avoid=between) is not None:
             return False
-    if mine == NOTHING:
-        return True
-    return rules.decided_by(index) is not None and _falls_through(rules, index) is None
-
-
-def _both(rules: Rules, one: int, other: int) -> tuple[Rule, Rule]:
-    return _without_selector(rules.rules[one]), _without_selector(rules.rules[other])
-
-
-def _falls_through(rules: Rules, index: int) -> Request | None:
     others = [number for number in range(len(rules.rules)) if number != index]
-    return rules.example(_without_selector(rules.rules[index]), avoid=others)
+    return mine == NOTHING or rules.example(rules.broad[index], avoid=others) is None
 
 
 # -- bodies that hold credentials ------------------------------------------------------------------------------------
