@@ -11,7 +11,7 @@ from typing import Final, NamedTuple, TypeVar
 import msgspec
 
 from audit_operator.policy.effective import Effective, effective, redactions_of, resolve
-from audit_operator.policy.lint import lint
+from audit_operator.policy.lint import Severity, lint
 from audit_operator.policy.model import Policy
 from audit_operator.policy.redact import RedactionError, Redactor
 from audit_operator.policy.union import covers
@@ -248,30 +248,37 @@ def _policy_statuses(
     """``server``: what API servers are to run, None if nobody can tell."""
 
     @cache  # tenants' policies of one shape are judged once
-    def findings(policy: Policy, own_rules: int) -> tuple[int, int]:
-        found = lint(
-            policy, written=own_rules, whole=False, redacted=True, kinds=world.kinds, server=world.server_version
+    def judged(policy: Policy, own_rules: int) -> tuple[int, int]:
+        findings = lint(
+            policy,
+            written=own_rules,
+            whole=False,
+            redacted=True,
+            kinds=world.kinds,
+            server=world.server_version,
+            modes=(),  # what a mode makes of the stages of all policies together is said by the AuditBackend
         )
-        return len(found), sum(finding.name == "unreachable-rule" for finding in found)
+        warnings = [finding for finding in findings if finding.severity is not Severity.INFO]
+        return len(warnings), sum(finding.name == "unreachable-rule" for finding in warnings)
 
     for planned in policies:
         resource, meaning = planned.resource, planned.meaning
         # As it is written: a tenant's rules keep their numbers, and what confinement leaves out is said by Compiled.
         written = effective(resource, root_namespace=resource.metadata.namespace).policy
-        total, unreachable = findings(written, len(resource.spec.rules))
+        warnings, unreachable = judged(written, len(resource.spec.rules))
         coverage = covers(server, planned.input.policy) if server is not None else None
         entry = program((planned.input,), (), cluster="", body_limit=0, journal_limit=0)
         yield policy_status(
             resource,
             [
-                compiled(meaning, unreachable, total),
+                compiled(meaning, unreachable, warnings),
                 covered(coverage, meaning.tenant),
                 sinks_resolved(planned.sinks, webhook=spec.webhook.enabled, log=spec.log.enabled),
             ],
             {
                 "rules": len(meaning.policy.rules),
                 "unreachableRules": unreachable,
-                "warnings": total,
+                "warnings": warnings,
                 "hash": text_hash(encode(entry)),
             },
         )

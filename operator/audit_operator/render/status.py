@@ -122,15 +122,15 @@ def policy_status(policy: AuditPolicy, conditions: Sequence[Condition], fields: 
     )
 
 
-def compiled(meaning: Effective, unreachable: int, findings: int) -> Condition:
+def compiled(meaning: Effective, unreachable: int, warnings: int) -> Condition:
     """Compiled, of a policy that counts."""
     text = counted(len(meaning.policy.rules), "rule")
     if meaning.tenant is not None:
         text += f" for requests in namespace {meaning.tenant}"
     if unreachable:
         text += f", {unreachable} of them unreachable"
-    if findings:
-        text += f"; {counted(findings, 'finding')}, which `audit-operator lint` shows"
+    if warnings:
+        text += f"; {counted(warnings, 'warning')}, which `audit-operator lint` shows"
     return true("Compiled", "\n".join([text, *meaning.notices]))
 
 
