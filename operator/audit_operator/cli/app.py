@@ -1,0 +1,425 @@
+"""What can be typed: commands, options, their help, and what becomes of anything that goes wrong."""
+
+import enum
+import re
+import sys
+from typing import Annotated, Any, Final
+
+import typer
+from typer.core import TyperGroup
+
+from audit_operator import __version__
+from audit_operator.cli.errors import BROKEN_PIPE, FINDINGS, INTERRUPTED, OK, TROUBLE, CliError
+
+
+class Commands(TyperGroup):
+    """The commands, and what becomes of their errors: a line for a person, and an exit code. Never a traceback."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        try:
+            return super().invoke(ctx)
+        except (typer.TyperException, typer.Exit, typer.Abort):
+            raise  # bad usage, and the ends of commands: typer's own
+        except CliError as error:
+            fail(str(error))
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            raise typer.Exit(BROKEN_PIPE) from None
+        except Exception as error:
+            if ctx.params.get("debug"):
+                raise
+            what = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}")[:300]
+            fail(f"this is a bug in audit-operator: {what}; `audit-operator --debug …` shows where")
+        raise typer.Exit(TROUBLE)
+
+
+app = typer.Typer(
+    name="audit-operator",
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+    epilog="Exit codes: 0 all is well; 1 findings, differences, failed tests, or resources that do not count; "
+    "2 bad usage, or input that cannot be read.",
+)
+
+
+class Format(enum.StrEnum):
+    """How an answer is given."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class FailOn(enum.StrEnum):
+    """From which severity on lint fails."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    INFO = "info"
+    NEVER = "never"
+
+
+def fail(message: str) -> None:
+    """An error for the person at the keyboard."""
+    from audit_operator.cli.output import printable, styled
+
+    lines = "\n".join(printable(line) for line in message.splitlines())
+    sys.stderr.write(f"{styled('error:', sys.stderr, 'red', bold=True)} {lines}\n")
+
+
+def warn(messages: "tuple[str, ...]") -> None:
+    """What a person should know and no program reads."""
+    from audit_operator.cli.output import printable, styled
+
+    for message in messages:
+        lines = "\n  ".join(printable(line) for line in message.splitlines())
+        sys.stderr.write(f"{styled('warning:', sys.stderr, 'yellow', bold=True)} {lines}\n")
+
+
+def version(text: str) -> tuple[int, int]:
+    """``1.36``, ``v1.36.2``: the version of API servers. Raises typer.BadParameter."""
+    match = re.fullmatch(r"v?(\d{1,3})\.(\d{1,3})(\..*|[-+].*)?", text.strip())
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is no version of Kubernetes; write for example 1.36")
+    found = (int(match[1]), int(match[2]))
+    if found < OLDEST:
+        raise typer.BadParameter(f"{text!r} is older than {OLDEST[0]}.{OLDEST[1]}, the oldest known here")
+    return found
+
+
+OLDEST: Final = (1, 28)
+
+Files = Annotated[
+    list[str],
+    typer.Option(
+        "-f",
+        "--filename",
+        metavar="FILE|DIR|-",
+        help="Resources and API servers' policy files: files, folders with all below them, - for standard input. "
+        "May be given several times.",
+    ),
+]
+Output = Annotated[Format, typer.Option("-o", "--output", help="Form of the answer.")]
+Server = Annotated[
+    Any,
+    typer.Option(
+        "--kubernetes-version",
+        "--server-version",
+        metavar="VERSION",
+        parser=version,
+        help="Version of the API servers.",
+        show_default="1.36",
+    ),
+]
+RootNamespace = Annotated[
+    str,
+    typer.Option(
+        "--root-namespace",
+        metavar="NAMESPACE",
+        help="The operator's own namespace, whose policies cover the cluster.",
+    ),
+]
+
+
+@app.callback()
+def main_options(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and exit.", callback=lambda on: on and show_version(), is_eager=True
+        ),
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where a bug is: with a traceback.")] = False,
+) -> None:
+    """Kubernetes audit as resources: what must be audited, where it goes, and what follows from it."""
+
+
+def show_version() -> None:
+    """Print the version and end."""
+    sys.stdout.write(f"audit-operator {__version__}\n")
+    raise typer.Exit(OK)
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+
+def examples(*lines: str) -> str:
+    """Examples below a command's help, each line as it is."""
+    return "\b\nExamples:\n" + "\n".join(f"  audit-operator {line}" for line in lines)
+
+
+@app.command(
+    epilog=examples(
+        "render -f examples -o out",
+        "render -f policies/ -f namespaces.yaml --kubernetes-version 1.34 -o out",
+        "kustomize build . | audit-operator render -f - -o json",
+    )
+)
+def render(
+    *,
+    filename: Files,
+    output: Annotated[
+        str,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="DIR|json",
+            help="Folder to write to, or json. Left out: everything on standard output.",
+        ),
+    ] = "",
+    server: Server = "1.36",
+    root_namespace: RootNamespace = "audit-system",
+    image: Annotated[str, typer.Option(metavar="IMAGE", help="Image of the receiver, if not this version's own.")] = "",
+) -> None:
+    """Write all that follows from the resources.
+
+    What API servers need (policy file, kubeconfig, flags, for kubeadm and kind), the receiver's manifests and its
+    program, the status of every resource, and a README.md that says what to do with them.
+
+    A resource that is not valid, or does not count, is reported and exit code is 1; the others are rendered. In DIR
+    only files that render wrote before are overwritten or removed.
+    """
+    from audit_operator.cli import render as command
+    from audit_operator.cli.output import JSON, print_json, write_folder
+    from audit_operator.cli.policies import Setting
+
+    plan, problems, notices = command.load(filename, Setting(server, root_namespace, image))
+    if output == JSON:
+        print_json(command.as_object(plan, problems, notices))
+    elif output:
+        removed = write_folder(output, plan.files())
+        sys.stdout.write(f"{command.summary(plan, output, removed)}\n")
+    else:
+        command.show_files(plan, sys.stdout)
+    warn((*problems, *notices))
+    raise typer.Exit(FINDINGS if problems else OK)
+
+
+@app.command(
+    epilog=examples(
+        "lint /etc/kubernetes/audit/policy.yaml",
+        "lint -f policies/ --fail-on warning -o json",
+        "lint --kubernetes-version 1.33 policy.yaml",
+    )
+)
+def lint(
+    *,
+    files: Annotated[
+        list[str] | None, typer.Argument(metavar="[FILE|DIR|-]...", help="What to judge.", show_default=False)
+    ] = None,
+    filename: Annotated[
+        list[str] | None, typer.Option("-f", "--filename", metavar="FILE|DIR|-", help="The same as FILE.")
+    ] = None,
+    server: Annotated[
+        Any,
+        typer.Option(
+            "--kubernetes-version",
+            "--server-version",
+            metavar="VERSION",
+            parser=version,
+            help="Version of the API servers. Left out: the newest, with a warning where older ones differ.",
+        ),
+    ] = None,
+    fail_on: Annotated[
+        FailOn, typer.Option(help="From which severity on the exit code is 1; a file that is not accepted always is.")
+    ] = FailOn.ERROR,
+    output: Output = Format.TEXT,
+) -> None:
+    """Say what will surprise the author of a policy.
+
+    For an API server's policy file: whether the server accepts it, what it silently ignores, rules that never match or
+    are never reached, credentials that would be recorded, what CIS benchmark 3.2.2 asks for and nobody records. For
+    AuditPolicies, AuditSinks and AuditBackends: whether they are valid, and the same about their rules.
+    """
+    from audit_operator.cli import lint as command
+    from audit_operator.cli.output import print_json
+
+    arguments = [*(files or ()), *(filename or ())]
+    if not arguments:
+        raise typer.BadParameter("name at least one file or folder, or - for standard input")
+    found = command.verdicts(arguments, server)
+    if output is Format.JSON:
+        print_json(command.as_objects(found))
+    else:
+        command.show(found, sys.stdout)
+    for verdict in found:
+        if verdict.error:
+            fail(str(verdict.error))
+    raise typer.Exit(command.exit_code(found, fail_on))
+
+
+@app.command(
+    "test",
+    epilog=examples(
+        "test -f policies/ tests/",
+        "test -f policy.yaml tests.yaml --junit results.xml",
+        "test -f examples/platform examples/tests/baseline.yaml",
+    ),
+)
+def run_tests(
+    *,
+    tests: Annotated[list[str], typer.Argument(metavar="TESTS...", help="Files with tests, or folders of them.")],
+    filename: Annotated[
+        list[str] | None,
+        typer.Option("-f", "--filename", metavar="FILE|DIR|-", help="The policies. Left out: what the tests name."),
+    ] = None,
+    junit: Annotated[str, typer.Option(metavar="FILE", help="Write the results as JUnit XML too.")] = "",
+    server: Server = "1.36",
+    root_namespace: RootNamespace = "audit-system",
+    output: Output = Format.TEXT,
+) -> None:
+    """Test policies: requests, and what must be recorded of them.
+
+    \b
+    policy: audit-system/baseline     # which of them; not needed if there is one
+    tests:
+    - name: reading a Secret is recorded, its content is not
+      request: {user: alice, verb: get, namespace: team-a, resource: secrets, name: db}
+      expect: {level: Metadata}       # and: omitStages, omitManagedFields, rule, sinks
+
+    A request has user, groups, verb, and namespace, apiGroup, resource, subresource and name, or path: as the API
+    server sees it. Left out is empty; without user nobody was authenticated. `policies: [path]` in a file of tests
+    names the policies it is about, if -f does not.
+    """
+    from audit_operator.cli import policytests as command
+    from audit_operator.cli.output import print_json, write_file
+    from audit_operator.cli.policies import Setting, load_setup
+
+    found, sources = command.read_tests(tests)
+    arguments = filename or sources
+    if not arguments:
+        raise typer.BadParameter("name the policies with -f, or in the tests with `policies: [path]`")
+    setup = load_setup(arguments, Setting(server, root_namespace))
+    warn((*setup.problems, *setup.notices))
+    outcomes = command.run_tests(found, setup)
+    if output is Format.JSON:
+        print_json(command.as_objects(outcomes))
+    else:
+        command.show(outcomes, sys.stdout)
+    if junit:
+        write_file(junit, command.junit(outcomes))
+    raise typer.Exit(FINDINGS if any(outcome.failures for outcome in outcomes) else OK)
+
+
+@app.command(
+    "import",
+    epilog=examples(
+        "import /etc/kubernetes/audit/policy.yaml > auditpolicy.yaml",
+        "import policy.yaml --name baseline --sink siem --sink audit-system/archive",
+    ),
+)
+def import_(
+    *,
+    file: Annotated[str, typer.Argument(metavar="FILE|-", help="An API server's policy file.")],
+    name: Annotated[str, typer.Option(metavar="NAME", help="Name of the AuditPolicy. Left out: the file's.")] = "",
+    namespace: Annotated[
+        str, typer.Option("-n", "--namespace", metavar="NAMESPACE", help="Its namespace.")
+    ] = "audit-system",
+    sink: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAMESPACE/]NAME", help="AuditSink that gets what it records. May be given several times."
+        ),
+    ] = None,
+    server: Server = "1.36",
+    output: Annotated[
+        Format, typer.Option("-o", "--output", help="text: YAML, with the file's comments.")
+    ] = Format.TEXT,
+) -> None:
+    """Make an AuditPolicy of an API server's policy file.
+
+    It means exactly what the API server makes of the file; what the server ignores is left out, and said. A file that
+    no API server accepts is refused.
+    """
+    from audit_operator.cli import importing as command
+    from audit_operator.cli.lint import show
+    from audit_operator.cli.output import print_json
+
+    policy, verdict = command.read(file, server)
+    if policy is None:
+        show([verdict], sys.stderr)
+        raise typer.Exit(FINDINGS)
+    document, text = command.import_policy(policy, name=name, namespace=namespace, sinks=sink or ())
+    if output is Format.JSON:
+        print_json(document)
+    else:
+        sys.stdout.write(text)
+    warn(command.left_out(policy))
+
+
+@app.command(
+    epilog=examples(
+        "replay -f examples --events examples/traffic/sample.jsonl.gz",
+        "replay -f policy.yaml --events /var/log/kubernetes/audit/audit.log",
+        "zstdcat audit.log.zst | audit-operator replay -f policies/ --events - -o json",
+    )
+)
+def replay(
+    *,
+    filename: Files,
+    events: Annotated[
+        list[str],
+        typer.Option(
+            metavar="FILE|-",
+            help="Recorded audit events or EventLists as JSON lines, gzip or not: an API server's log file, or what "
+            "its webhook sent. May be given several times.",
+        ),
+    ],
+    server: Server = "1.36",
+    root_namespace: RootNamespace = "audit-system",
+    output: Output = Format.TEXT,
+) -> None:
+    """Put recorded events to policies: who gets how much, by rule and level.
+
+    Bytes are those of the events as recorded, cut to the level, before redaction. Nobody gets more than was recorded:
+    events that hold less than a policy asks for are counted. Lines that are no events are counted and skipped.
+    """
+    from audit_operator.cli import replay as command
+    from audit_operator.cli.output import print_json
+    from audit_operator.cli.policies import Setting, load_setup
+
+    setup = load_setup(filename, Setting(server, root_namespace))
+    warn((*setup.problems, *setup.notices))
+    counters = command.Replay(setup.subjects, setup.server)
+    command.replay_files(events, counters, sys.stderr)
+    if output is Format.JSON:
+        print_json(command.as_object(counters.report()))
+    else:
+        command.show(counters.report(), setup, sys.stdout)
+
+
+@app.command(epilog=examples("crds | kubectl apply -f -", "crds -o crds", "crds --reference -o docs/reference.md"))
+def crds(
+    reference: Annotated[bool, typer.Option("--reference", help="The fields as a page of Markdown instead.")] = False,
+    output: Annotated[
+        str,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="DIR|FILE|json",
+            help="Folder to write the CustomResourceDefinitions to (with --reference: file), or json. "
+            "Left out: standard output.",
+        ),
+    ] = "",
+) -> None:
+    """Write the CustomResourceDefinitions of AuditPolicy, AuditSink and AuditBackend."""
+    from audit_operator.cli import crds as command
+
+    command.crds(output, reference=reference, stream=sys.stdout)
+
+
+@app.command(epilog=examples("demo", "demo path/to/examples"))
+def demo(
+    folder: Annotated[
+        str, typer.Argument(metavar="[DIR]", help="The examples. Left out: those of this checkout.", show_default=False)
+    ] = "",
+    output: Output = Format.TEXT,
+) -> None:
+    """Show what it is all about on examples/: render, replay recorded traffic, explain one request."""
+    from audit_operator.cli import demo as command
+
+    command.demo(folder, output is Format.JSON, sys.stdout)

@@ -1,0 +1,146 @@
+"""The policies that `-f` gives, to be asked: AuditPolicies as the operator runs them, policy files as they are."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from audit_operator.cli.inputs import Document, Inputs, PolicyFile, read_inputs
+from audit_operator.policy.evaluate import Evaluator
+from audit_operator.policy.load import NEWEST, Version
+from audit_operator.policy.model import Level, Policy, Request
+from audit_operator.policy.redact import RedactionRule
+from audit_operator.policy.union import union
+
+if TYPE_CHECKING:
+    # Imported where they are used: they stand on pydantic, and policy files do without.
+    from audit_operator.render.plan import Plan
+    from audit_operator.render.world import Identity, Invalid
+    from audit_operator.resources.load import Resource
+
+
+class Setting(NamedTuple):
+    """What the command line says of the cluster. ``image``: of the receiver, empty for the default."""
+
+    server: Version = NEWEST
+    root_namespace: str = "audit-system"
+    image: str = ""
+
+
+class Subject(NamedTuple):
+    """A policy that can be asked. ``name``: ``namespace/name`` of an AuditPolicy, or the file.
+
+    ``policy`` has its selectors resolved, and is confined to namespace ``tenant`` if there is one. ``sinks``:
+    ``namespace/name`` of those that take what it records; a policy file has none.
+    """
+
+    name: str
+    policy: Policy
+    tenant: str | None = None
+    sinks: tuple[str, ...] = ()
+    redactions: tuple[RedactionRule, ...] = ()
+
+
+class Setup(NamedTuple):
+    """The policies, and what API servers run for them: ``server``.
+
+    ``plan`` is None if there are policy files only. ``problems`` name resources that do not count, and why;
+    ``notices`` what else a person should know. ``namespaces``: those whose labels are known.
+    """
+
+    subjects: tuple[Subject, ...]
+    server: Policy
+    plan: "Plan | None"
+    problems: tuple[str, ...]
+    notices: tuple[str, ...]
+    namespaces: frozenset[str]
+
+    def reached(self, request: Request) -> dict[str, Level]:
+        """At which level the request's events reach each sink: the highest that a policy gives it, never more than API
+        servers record.
+        """
+        most = Evaluator(self.server).decide(request).level
+        levels: dict[str, Level] = {}
+        for subject in self.subjects:
+            level = min(most, Evaluator(subject.policy).decide(request).level)
+            for sink in subject.sinks:
+                levels[sink] = max(level, levels.get(sink, Level.NONE))
+        return levels
+
+
+def load_setup(arguments: Sequence[str], setting: Setting) -> Setup:
+    """What ``-f`` gives. One policy file alone is what API servers run; else they run the union. Raises CliError."""
+    inputs = read_inputs(arguments, setting.server)
+    files = [Subject(file.file, policy_in(file)) for file in inputs.policy_files]
+    if not inputs.resources:
+        server = files[0].policy if len(files) == 1 else union(subject.policy for subject in files)
+        return Setup(tuple(files), server, None, (), inputs.notices, frozenset(inputs.namespaces))
+    plan, problems = load_plan(inputs, setting)
+    ours = [
+        Subject(f"{each.namespace}/{each.name}", each.policy, each.tenant, each.sinks, each.redactions)
+        for each in plan.policies
+    ]
+    server = union([plan.server_policy, *(subject.policy for subject in files)]) if files else plan.server_policy
+    namespaces = {*inputs.namespaces, *(each.namespace for each in plan.policies)}
+    return Setup((*ours, *files), server, plan, problems, inputs.notices, frozenset(namespaces))
+
+
+def load_plan(inputs: Inputs, setting: Setting) -> "tuple[Plan, tuple[str, ...]]":
+    """All that follows from the resources, and a sentence on each one that is not valid or does not count."""
+    from audit_operator.render.plan import render
+    from audit_operator.render.world import IMAGE, Resources, World
+
+    items = [_item(document) for document in inputs.resources]
+    resources = Resources.of(items)
+    homes: dict[str, dict[str, str]] = {policy.metadata.namespace: {} for policy in resources.policies}
+    world = World(
+        server_version=setting.server,
+        namespaces=homes | inputs.namespaces,
+        root_namespace=setting.root_namespace,
+        image=setting.image or IMAGE,
+    )
+    plan = render(resources, world)
+    problems = [problem for document in inputs.resources for problem in _problems(document)]
+    said = {invalid.identity for invalid in resources.invalid if invalid.source}
+    problems += [
+        f"{status.identity}: {status.ready.message}"
+        for status in plan.statuses
+        if status.ready.status == "False" and status.identity not in said
+    ]
+    return plan, tuple(problems)
+
+
+def policy_in(file: PolicyFile) -> Policy:
+    """What an API server uses of the file."""
+    policy = file.loaded.policy
+    assert policy is not None  # noqa: S101 - read_inputs refuses files that no server takes
+    return policy
+
+
+def _item(document: Document) -> "Resource | Invalid":
+    from audit_operator.render.world import Invalid
+    from audit_operator.resources.load import ResourceError, load_resource
+
+    try:
+        return load_resource(document.node.value)
+    except ResourceError as error:
+        return Invalid(identity=_identity(document), problems=error.problems, source=f"{document.file}:{document.line}")
+
+
+def _problems(document: Document) -> list[str]:
+    """What is wrong with a resource, with its lines; nothing if it is valid."""
+    from audit_operator.render.world import Invalid
+
+    item = _item(document)
+    if not isinstance(item, Invalid):
+        return []
+    return [
+        f"{document.file}:{document.line_of(problem.path)}: {item.identity}: {problem}" for problem in item.problems
+    ]
+
+
+def _identity(document: Document) -> "Identity":
+    """Which resource a document claims to be, as far as it says."""
+    from audit_operator.render.world import Identity
+
+    metadata = document.node.find(("metadata", "namespace"))
+    namespace = metadata.content if metadata is not None and isinstance(metadata.content, str) else ""
+    return Identity(document.text("kind"), namespace, document.name)
