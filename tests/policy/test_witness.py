@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audit_operator.policy import witness
 from audit_operator.policy.evaluate import rule_matches
 from audit_operator.policy.model import GroupResources, LabelSelector, Level, Request, Rule
 from audit_operator.policy.witness import Unknown, find
@@ -69,11 +68,8 @@ def test_a_request_is_found_if_and_only_if_there_is_one(must: list[Rule], avoid:
 def test_requests_look_like_those_of_a_cluster() -> None:
     request = find([Rule(level=Level.NONE, resources=(GroupResources("", ("secrets",)),))], [])
     assert request is not None
-    assert (request.user, request.groups) == ("alice", ("system:authenticated",))
+    assert request.user == "alice"
     assert request.verb in {"get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"}
-    anonymous = find([], [Rule(level=Level.NONE, user_groups=("system:authenticated",))])
-    assert anonymous is not None
-    assert (anonymous.user, anonymous.groups) == ("system:anonymous", ("system:unauthenticated",))
 
 
 def test_a_created_object_has_no_name_yet() -> None:
@@ -93,13 +89,12 @@ def test_everything_can_be_avoided_only_by_nothing() -> None:
     assert find([], halves[:1]) is not None
 
 
-def test_a_search_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_that_takes_too_long_is_given_up() -> None:
     must = [Rule(level=Level.NONE, users=USERS, verbs=VERBS)]
     avoid = [Rule(level=Level.NONE, users=(user,), verbs=(verb,)) for user, verb in product(USERS, VERBS)]
     assert find(must, avoid) is None
-    monkeypatch.setattr(witness, "_MOST_STEPS", 1)
     with pytest.raises(Unknown):
-        find(must, avoid)
+        find(must, avoid, limit=1)
 
 
 def test_selectors_must_be_resolved() -> None:

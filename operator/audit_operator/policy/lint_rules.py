@@ -12,7 +12,7 @@ import msgspec
 from audit_operator.policy.findings import Finding, Place, Severity
 from audit_operator.policy.kinds import READS, WRITES
 from audit_operator.policy.model import STAGES, GroupResources, Level, Policy, Request, Rule, Stage
-from audit_operator.policy.region import Region
+from audit_operator.policy.region import Region, RegionIndex
 from audit_operator.policy.witness import Unknown, find
 
 ANYTHING = Rule(level=Level.NONE)
@@ -20,29 +20,52 @@ ANYTHING = Rule(level=Level.NONE)
 
 
 class Rules:
-    """The rules of a policy, asked questions about who decides what."""
+    """The rules of a policy, asked who decides what. Sets of rules are the bits of an integer."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.rules = policy.rules
+        self.every = (1 << len(policy.rules)) - 1
         self.broad = tuple(_without_selector(rule) for rule in policy.rules)
         """The rules as they match when every namespace is selected."""
         self._regions = [Region.of(rule) for rule in self.broad]
+        # A rule with a selector is a gap: it stands in nobody's way.
+        self._index = RegionIndex(
+            [
+                region if rule.namespace_selector is None else None
+                for rule, region in zip(policy.rules, self._regions, strict=True)
+            ]
+        )
 
     def decided_by(self, index: int, *also: Rule) -> Request | None:
         """A request that rule ``index`` decides and that every rule of ``also`` matches; None if there is none."""
-        return self.example(self.broad[index], *also, avoid=range(index))
+        return self.example(self.broad[index], *also, avoid=(1 << index) - 1)
 
-    def example(self, *must: Rule, avoid: Collection[int] = ()) -> Request | None:
+    def example(self, *must: Rule, avoid: int = 0) -> Request | None:
         """A request that all ``must`` match and none of the rules ``avoid`` does; None if there is none.
 
-        Where the search gives up, a request that may not be one: callers take it as "there may be some".
+        Where the search gives up, UNKNOWN: callers take it as "there may be some".
         """
-        standing = [self.rules[index] for index in avoid if self.rules[index].namespace_selector is None]
+        common: Region | None = Region()
+        for rule in must:
+            common = common & Region.of(rule) if common is not None else None
+        if common is None:
+            return None
+        meets, covers = self._index.relations(common)
+        if covers & avoid:
+            return None
         try:
-            return find(must, standing)
+            return find(must, [self.rules[index] for index in _positions(meets & avoid)])
         except Unknown:
             return UNKNOWN
+
+    def standing(self, index: int) -> int:
+        """The rules that may match something that rule ``index`` could, itself among them."""
+        return self._index.relations(self._regions[index])[0]
+
+    def covering(self, index: int) -> int:
+        """The rules that match everything that rule ``index`` could."""
+        return self._index.relations(self._regions[index])[1]
 
     def outcome(self, index: int) -> "Outcome":
         """What happens to a request that rule ``index`` decides."""
@@ -56,6 +79,13 @@ class Rules:
     def meets(self, one: int, other: int) -> bool:
         """Whether some request may match both rules."""
         return self._regions[one] & self._regions[other] is not None
+
+
+def _positions(mask: int) -> Iterator[int]:
+    while mask:
+        lowest = mask & -mask
+        yield lowest.bit_length() - 1
+        mask ^= lowest
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -97,7 +127,7 @@ def order_findings(rules: Rules, place: Place, written: int, *, whole: bool) -> 
         yield place.at("rules").finding(
             "records-nothing", "no rule records anything", "add rules of level Metadata or more, or turn auditing off"
         )
-    elif (request := rules.example(ANYTHING, avoid=range(len(rules.rules)))) is not None:
+    elif (request := rules.example(ANYTHING, avoid=rules.every)) is not None:
         yield place.at("rules").finding(
             "no-catch-all",
             f"requests that no rule matches are not recorded, such as {describe(request)}",
@@ -151,31 +181,27 @@ def _rule_name(place: Place, index: int) -> str:
 
 def _covering(rules: Rules, index: int) -> list[int]:
     """The first rule that covers it alone; otherwise as few as it takes."""
-    region = Region.of(rules.rules[index])
-    needed = [number for number in range(index) if rules.rules[number].namespace_selector is None]
-    for number in needed:
-        if Region.of(rules.rules[number]).covers(region):
-            return [number]
-    for number in [number for number in needed if not rules.meets(number, index)]:
-        needed.remove(number)
-    for number in list(needed):
-        fewer = [other for other in needed if other != number]
+    above = (1 << index) - 1
+    if alone := rules.covering(index) & above:
+        return [next(_positions(alone))]
+    needed = rules.standing(index) & above
+    for number in _positions(needed):
+        fewer = needed & ~(1 << number)
         if rules.example(rules.broad[index], avoid=fewer) is None:
             needed = fewer
-    return needed
+    return list(_positions(needed))
 
 
 def _has_no_effect(rules: Rules, index: int) -> bool:
+    """Whether every request that the rule decides would come to the same outcome below it."""
     mine = rules.outcome(index)
-    before = list(range(index))
     for other in range(index + 1, len(rules.rules)):
         if rules.outcome(other) == mine or not rules.meets(index, other):
             continue
-        between = [*before, *range(index + 1, other)]
-        if rules.example(rules.broad[index], rules.broad[other], avoid=between) is not None:
+        before = ((1 << other) - 1) & ~(1 << index)
+        if rules.example(rules.broad[index], rules.broad[other], avoid=before) is not None:
             return False
-    others = [number for number in range(len(rules.rules)) if number != index]
-    return mine == NOTHING or rules.example(rules.broad[index], avoid=others) is None
+    return mine == NOTHING or rules.example(rules.broad[index], avoid=rules.every & ~(1 << index)) is None
 
 
 # -- bodies that hold credentials ------------------------------------------------------------------------------------
@@ -276,11 +302,10 @@ def cis_findings(rules: Rules, place: Place) -> Iterator[Finding]:
         if dropped:
             message = f"drops what CIS benchmark 3.2.2 asks for: {', '.join(dropped)}"
             yield place.at("rules", index).finding("cis-not-recorded", message, _CIS_FIX)
-    everything = range(len(rules.rules))
     missed = [
         item
         for item, entry, verbs in _CIS_ITEMS
-        if _real(rules.example(Rule(level=Level.NONE, verbs=verbs, resources=(entry,)), avoid=everything))
+        if _real(rules.example(Rule(level=Level.NONE, verbs=verbs, resources=(entry,)), avoid=rules.every))
     ]
     if missed:
         message = f"no rule is about what CIS benchmark 3.2.2 asks for: {', '.join(missed)}"
