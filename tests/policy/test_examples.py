@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from audit_operator.cli.policies import Setting, load_setup
-from audit_operator.cli.policytests import read_tests, run_tests
+from audit_operator.cli.policytests import read_tests, run_files
 from audit_operator.policy.effective import Effective, effective, resolve
 from audit_operator.policy.evaluate import Evaluator
 from audit_operator.policy.events import split
@@ -139,12 +139,13 @@ def test_all_resources_render_and_none_is_refused() -> None:
     assert setup.problems == ()
     assert setup.plan is not None
     assert setup.plan.blocked == ()
+    assert setup.plan.notices == ()
     assert {status.identity.name for status in setup.plan.statuses} == {item.metadata.name for item in RESOURCES}
 
 
 def test_policies_pass_their_unit_tests() -> None:
-    tests, sources = read_tests([str(EXAMPLES / "tests")])
-    outcomes = run_tests(tests, load_setup(sources, Setting()))
+    outcomes, messages = run_files(read_tests([str(EXAMPLES / "tests")]), (), Setting())
+    assert messages == ()
     assert len(outcomes) >= 15
     assert [(outcome.test.name, outcome.failures) for outcome in outcomes if outcome.failures] == []
 
