@@ -358,6 +358,12 @@ def test_a_refusal_comes_with_the_way_out(message: str, fix: str) -> None:
     assert fix in named("rejected", rules(message))[0].fix
 
 
+def test_a_refusal_names_its_field_once() -> None:
+    (found,) = named("rejected", rules("{level: None, resources: [{group: Apps}]}"))
+    assert found.path == "rules[0].resources[0].group"
+    assert found.message.startswith('Invalid value: "Apps": ')
+
+
 def test_group_star_needs_no_word_where_the_version_is_known() -> None:
     text = resources('{group: "*"}')
     assert [finding.name for finding in lint_text(text, server=(1, 36))[1] if finding.name == "group-star"] == []

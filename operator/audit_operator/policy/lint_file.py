@@ -72,8 +72,12 @@ def _weight(problem: StrictProblem) -> Severity | None:
 
 
 def _rejected(fault: Fault) -> Finding:
-    found = Place().finding("rejected", fault.message, _way_out(fault))
+    message = _FIELD.sub("", fault.message)  # the finding's path says it, and more exactly
+    found = Place().finding("rejected", message, _way_out(fault))
     return _moved(found, fault.line, fault.column, fault.path)
+
+
+_FIELD = re.compile(r"^[\w.\[\]]+: (?=Invalid value|Unsupported value|Required value)")
 
 
 def _way_out(fault: Fault) -> str:
@@ -151,6 +155,6 @@ _WAYS_OUT = (
     (r"unsupported value: ", "put it in quotes"),
     (r"unknown anchor", "define it with & before it is used, or put the value in quotes"),
     (r"control characters|yaml: invalid ", "save it as plain text in UTF-8"),
-    (r"not read: ", "split it; a policy needs far less"),
+    (r"not read: ", "make it smaller; a policy needs far less"),
     (r"yaml: ", "correct the YAML at this line or above it"),
 )
