@@ -253,6 +253,43 @@ def lint(
 
 
 @app.command(
+    epilog=examples(
+        "diff today.yaml tomorrow.yaml",
+        "diff before/ after/ -o json",
+        "git show main:policy.yaml | audit-operator diff - policy.yaml",
+    )
+)
+def diff(
+    *,
+    before: Annotated[str, typer.Argument(metavar="A", help="File, folder, or - for standard input.")],
+    after: Annotated[str, typer.Argument(metavar="B", help="File, folder, or -.")],
+    server: Server = "1.36",
+    root_namespace: RootNamespace = "audit-system",
+    output: Output = Format.TEXT,
+) -> None:
+    """Show what is recorded differently by B than by A.
+
+    Not the lines that differ, but the requests: each difference of level, stages or managedFields comes with one that
+    proves it. Of sets of policies those of one name are compared, and what API servers record for all of them. Exit
+    code is 1 if there is a difference; 0 is a proof that there is none.
+    """
+    from audit_operator.cli import diff as command
+    from audit_operator.cli.output import print_json
+    from audit_operator.cli.policies import Setting, load_setup
+
+    setting = Setting(server, root_namespace)
+    setups = [load_setup([argument], setting) for argument in (before, after)]
+    for setup in setups:
+        warn((*setup.problems, *setup.notices))
+    found = command.differences(*setups)
+    if output is Format.JSON:
+        print_json(command.as_objects(found))
+    else:
+        command.show(found, sys.stdout)
+    raise typer.Exit(FINDINGS if found else OK)
+
+
+@app.command(
     "test",
     epilog=examples(
         "test -f policies/ tests/",
@@ -287,15 +324,10 @@ def run_tests(
     """
     from audit_operator.cli import policytests as command
     from audit_operator.cli.output import print_json, write_file
-    from audit_operator.cli.policies import Setting, load_setup
+    from audit_operator.cli.policies import Setting
 
-    found, sources = command.read_tests(tests)
-    arguments = filename or sources
-    if not arguments:
-        raise typer.BadParameter("name the policies with -f, or in the tests with `policies: [path]`")
-    setup = load_setup(arguments, Setting(server, root_namespace))
-    warn((*setup.problems, *setup.notices))
-    outcomes = command.run_tests(found, setup)
+    outcomes, messages = command.run_files(command.read_tests(tests), filename or (), Setting(server, root_namespace))
+    warn(messages)
     if output is Format.JSON:
         print_json(command.as_objects(outcomes))
     else:

@@ -12,7 +12,7 @@ from msgspec import UNSET, UnsetType
 from audit_operator.cli.errors import CliError
 from audit_operator.cli.inputs import STDIN_NAME, Document, documents, read_texts, text_at
 from audit_operator.cli.output import counted, printable, styled
-from audit_operator.cli.policies import Setup, Subject
+from audit_operator.cli.policies import Setting, Setup, Subject, load_setup
 from audit_operator.cli.requests import as_text, request_of
 from audit_operator.policy.evaluate import Evaluator
 from audit_operator.policy.model import STAGES, Level, Policy, Request, Stage
@@ -65,6 +65,14 @@ class Outcome(NamedTuple):
     failures: tuple[Failure, ...]
 
 
+class TestFile(NamedTuple):
+    """The tests of one file, and the files and folders with the policies that it names."""
+
+    file: str
+    policies: tuple[str, ...]
+    tests: tuple[Test, ...]
+
+
 API_SERVERS = "the API servers' policy"
 """Who is asked when no policy is named and there are several."""
 
@@ -72,22 +80,20 @@ API_SERVERS = "the API servers' policy"
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def read_tests(arguments: Sequence[str]) -> tuple[list[Test], list[str]]:
-    """The tests in files and folders, and the policy files and folders that they name. Raises CliError."""
-    tests: list[Test] = []
-    sources: list[str] = []
+def read_tests(arguments: Sequence[str]) -> list[TestFile]:
+    """The tests in files and folders, ``-`` for standard input. Raises CliError."""
+    found: list[TestFile] = []
     for text in read_texts(arguments):
         for document in documents(text):
-            if document.node.find(("tests",)) is None:
-                if text.named:
-                    raise CliError("holds no tests; write them below `tests:`", file=text.file, line=document.line)
-                continue
-            _known_fields(document, document.node, (), ("policies", "policy", "tests"))
-            sources += (_beside(text.file, source) for source in _strings(document, "policies"))
-            tests += _tests(document)
-    if not tests:
+            if document.node.find(("tests",)) is not None:
+                _known_fields(document, document.node, (), ("policies", "policy", "tests"))
+                sources = tuple(_beside(text.file, source) for source in _strings(document, "policies"))
+                found.append(TestFile(text.file, sources, tuple(_tests(document))))
+            elif text.named:
+                raise CliError("holds no tests; write them below `tests:`", file=text.file, line=document.line)
+    if not any(file.tests for file in found):
         raise CliError("holds no tests", file=", ".join(arguments), way_out="examples/tests shows how they are written")
-    return tests, list(dict.fromkeys(sources))
+    return found
 
 
 def _tests(document: Document) -> Iterator[Test]:
@@ -170,6 +176,26 @@ def _beside(file: str, path: str) -> str:
 # --- running ---------------------------------------------------------------------------------------------------------
 
 
+def run_files(
+    files: Sequence[TestFile], policies: Sequence[str], setting: Setting
+) -> tuple[list[Outcome], tuple[str, ...]]:
+    """The outcome of every test, and what a person should know of the policies.
+
+    ``policies``: what ``-f`` gives; empty: each file's own. Raises CliError.
+    """
+    setups: dict[tuple[str, ...], Setup] = {}
+    outcomes: list[Outcome] = []
+    for file in files:
+        arguments = tuple(policies) or file.policies
+        if not arguments:
+            raise CliError("names no policies", file=file.file, way_out="give them with -f, or as `policies: [path]`")
+        if arguments not in setups:
+            setups[arguments] = load_setup(arguments, setting)
+        outcomes += run_tests(file.tests, setups[arguments])
+    said = [message for setup in setups.values() for message in (*setup.problems, *setup.notices)]
+    return outcomes, tuple(dict.fromkeys(said))
+
+
 def run_tests(tests: Sequence[Test], setup: Setup) -> list[Outcome]:
     """Every test's outcome. Raises CliError for a test of a policy that is not there."""
     asked: dict[str, tuple[str, Evaluator, Policy]] = {}
@@ -178,8 +204,7 @@ def run_tests(tests: Sequence[Test], setup: Setup) -> list[Outcome]:
         if test.policy not in asked:
             name, policy = _asked(test, setup)
             asked[test.policy] = (name, Evaluator(policy), policy)
-        name, evaluator, policy = asked[test.policy]
-        outcomes.append(_outcome(test, setup, name, evaluator, policy))
+        outcomes.append(_outcome(test, setup, *asked[test.policy]))
     return outcomes
 
 

@@ -102,8 +102,10 @@ def as_object(request: Request) -> dict[str, Any]:
 
 
 def as_text(request: Request) -> str:
-    """The request in a line: ``alice get pods/exec web-0 in team-a``."""
+    """The request in a line: ``alice (developers) get pods/exec web-0 in team-a``."""
     who = "a failed login" if request.user is None else request.user or '""'
+    own = [group for group in request.groups if group not in implied_groups(request.user or "")]
+    who += f" ({', '.join(own)})" if own else ""
     if not request.is_resource:
         return f"{who} {request.verb} {request.path}"
     resource = request.resource + (f".{request.api_group}" if request.api_group else "")
@@ -125,8 +127,8 @@ def request_from_options(
 ) -> Request:
     """The request of ``explain``'s options. ``resource``: ``pods``, ``pods/exec``, ``deployments.apps/scale``.
 
-    Without a group, and for short and singular names, it is the resource that Kubernetes has. The user has the groups that an API server
-    gives every user of its kind.
+    Without a group, and for short and singular names, it is the resource that Kubernetes has. The user has the groups
+    that an API server gives every user of its kind.
     """
     if (resource is None) == (path is None):
         raise CliError("a request is about a resource or a path", way_out="give --resource or --path, and not both")
@@ -165,7 +167,7 @@ def implied_groups(user: str) -> tuple[str, ...]:
 
 
 def _known(word: str) -> tuple[str, str]:
-    """Group and plural of the resource that a person means, as kubectl guesses it; a made-up one is in the core group."""
+    """Group and plural of the resource that a person means, as kubectl guesses it. A made-up one: the core group."""
     kinds = BUILT_IN.named(word) or BUILT_IN.meant_by(word)
     return (kinds[0].group, kinds[0].resource) if kinds else ("", word)
 

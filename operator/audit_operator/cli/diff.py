@@ -1,0 +1,145 @@
+"""`audit-operator diff`: what is recorded differently, with a request to prove each difference."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple, TextIO
+
+from audit_operator.cli.output import counted, printable, styled
+from audit_operator.cli.policies import Setup, Subject
+from audit_operator.cli.requests import as_object as request_object
+from audit_operator.cli.requests import as_text
+from audit_operator.policy.diff import Change, diff
+from audit_operator.policy.model import STAGES, Decision, Level, Policy
+
+_SHOWN: Final = 40
+"""Changes of one policy that people are shown; programs get all."""
+
+
+class Difference(NamedTuple):
+    """What became of one policy. ``before`` or ``after`` is empty where it is not there at all.
+
+    ``delivery`` says in words what changed about where its events go, and redacted how.
+    """
+
+    before: str
+    after: str
+    rules: tuple[Policy, Policy]
+    changes: tuple[Change, ...]
+    delivery: tuple[str, ...] = ()
+
+
+def differences(a: Setup, b: Setup) -> list[Difference]:
+    """What differs from ``a`` to ``b``, policy by policy and in what API servers record; empty if nothing does.
+
+    If both have one policy, these are compared, whatever they are called; otherwise those of the same name are.
+    """
+    if len(a.subjects) == len(b.subjects) == 1:
+        pairs = [(a.subjects[0], b.subjects[0])]
+    else:
+        before, after = ({subject.name: subject for subject in setup.subjects} for setup in (a, b))
+        nothing = Subject("", Policy(rules=()))
+        pairs = [(before.get(name, nothing), after.get(name, nothing)) for name in {**before, **after}]
+    found = [_difference(*pair) for pair in pairs]
+    servers = "API servers"
+    if len(pairs) > 1 or a.plan or b.plan:
+        found.append(Difference(servers, servers, (a.server, b.server), tuple(diff(a.server, b.server))))
+    return [each for each in found if each.changes or each.delivery or not (each.before and each.after)]
+
+
+def _difference(before: Subject, after: Subject) -> Difference:
+    changes = tuple(diff(before.policy, after.policy))
+    delivery = _delivery(before, after) if before.name and after.name else ()
+    return Difference(before.name, after.name, (before.policy, after.policy), changes, tuple(delivery))
+
+
+def _delivery(before: Subject, after: Subject) -> Iterator[str]:
+    for sink in sorted({*before.sinks, *after.sinks}):
+        if sink not in after.sinks:
+            yield f"no longer to sink {sink}"
+        elif sink not in before.sinks:
+            yield f"now to sink {sink}"
+    if before.redactions != after.redactions:
+        gone = [rule for rule in before.redactions if rule not in after.redactions]
+        new = [rule for rule in after.redactions if rule not in before.redactions]
+        yield f"redactions: {len(new)} new, {len(gone)} gone"
+
+
+# --- answering -------------------------------------------------------------------------------------------------------
+
+
+def as_objects(found: Sequence[Difference]) -> list[dict[str, Any]]:
+    """The differences for `-o json`."""
+    return [
+        {
+            "before": each.before or None,
+            "after": each.after or None,
+            "delivery": list(each.delivery),
+            "changes": [
+                {
+                    "request": None if change.request is None else request_object(change.request),
+                    "before": _decision(change.before, each.rules[0]),
+                    "after": _decision(change.after, each.rules[1]),
+                }
+                for change in each.changes
+            ],
+        }
+        for each in found
+    ]
+
+
+def _decision(decision: Decision, policy: Policy) -> dict[str, Any]:
+    return {
+        "level": str(decision.level),
+        "omitStages": sorted(decision.omit_stages),
+        "omitManagedFields": decision.omit_managed_fields,
+        "rule": rule_name(decision, policy),
+    }
+
+
+def rule_name(decision: Decision, policy: Policy) -> str | None:
+    """How a person finds the deciding rule; None if none matched."""
+    return None if decision.rule is None else policy.rules[decision.rule].origin or f"rules[{decision.rule}]"
+
+
+def show(found: Sequence[Difference], stream: TextIO) -> None:
+    """The differences for people: a request per line, ``+`` where more is recorded of it, ``-`` where less is."""
+    for each in found:
+        stream.write(f"{styled(printable(_title(each)), stream, 'cyan', bold=True)}\n")
+        stream.writelines(f"  {printable(line)}\n" for line in each.delivery)
+        for change in each.changes[:_SHOWN]:
+            mark, colour = _direction(change)
+            request = (
+                "some request, which the search did not find" if change.request is None else as_text(change.request)
+            )
+            rules = [rule_name(change.before, each.rules[0]), rule_name(change.after, each.rules[1])]
+            by = " → ".join(printable(rule or "no rule") for rule in rules)
+            stream.write(f"{styled(f'{mark} {_what(change)}', stream, colour)}: {printable(request)}\n      {by}\n")
+        if len(each.changes) > _SHOWN:
+            stream.write(f"  … and {len(each.changes) - _SHOWN} more, which -o json has\n")
+        stream.write("\n")
+    changes = sum(len(each.changes) for each in found)
+    stream.write(f"{counted(changes, 'change')}\n" if found else "No request is recorded differently.\n")
+
+
+def _title(each: Difference) -> str:
+    if not each.before:
+        return f"{each.after}: new"
+    if not each.after:
+        return f"{each.before}: gone"
+    return each.before if each.before == each.after else f"{each.before} → {each.after}"
+
+
+def _direction(change: Change) -> tuple[str, str]:
+    if change.before.level != change.after.level:
+        return ("+", "green") if change.after.level > change.before.level else ("-", "red")
+    return "~", "yellow"
+
+
+def _what(change: Change) -> str:
+    before, after = change.before, change.after
+    if before.level != after.level:
+        return f"{before.level} → {after.level}"
+    said = [f"{'without' if stage in after.omit_stages else 'with'} {stage}" for stage in STAGES
+            if (stage in before.omit_stages) != (stage in after.omit_stages)]  # fmt: skip
+    if after.level >= Level.REQUEST and before.omit_managed_fields != after.omit_managed_fields:
+        said.append(f"{'without' if after.omit_managed_fields else 'with'} managedFields")
+    return f"{after.level}, now {', '.join(said)}"

@@ -1,0 +1,47 @@
+"""Runs the command line: in this process for most tests, as the real console script where the process is the point."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from typer.testing import CliRunner
+
+from audit_operator.cli.app import app
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+DATA = ROOT / "tests/data"
+SCRIPT = Path(sys.executable).parent / "audit-operator"
+DEMO_SET = tuple(
+    argument for name in ("namespaces.yaml", "platform", "tenants") for argument in ("-f", str(EXAMPLES / name))
+)
+
+
+class Result(NamedTuple):
+    """What a person sees, and what a program sees."""
+
+    code: int
+    out: str
+    err: str
+
+
+def call(*arguments: str | Path, stdin: bytes | str = b"") -> Result:
+    """A command in this process. What it does not catch itself, the test does not either."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin, catch_exceptions=False)
+    return Result(result.exit_code, result.stdout, result.stderr)
+
+
+def spawn(*arguments: str | Path, stdin: bytes = b"", **options: object) -> Result:
+    """A command as its own process."""
+    process = subprocess.run(
+        [SCRIPT, *map(str, arguments)], input=stdin, capture_output=True, timeout=60, check=False, **options
+    )
+    return Result(process.returncode, process.stdout.decode(), process.stderr.decode())
+
+
+def write(path: Path, text: str | bytes) -> Path:
+    """The file, with its folders."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
