@@ -170,7 +170,7 @@ WAYS_IN = (
 
 
 def named(item: str) -> tuple[str, str]:
-    """A resource and subresource that this entry of a rule matches: ``pods`` of ``pods/*``, ``status`` of ``*/status``."""
+    """A resource and subresource that this item matches: ``pods`` for ``pods/*``, any for ``*/status``."""
     resource, _, subresource = item.partition("/")
     return ("anything" if resource == "*" else resource, "" if subresource == "*" else subresource)
 
