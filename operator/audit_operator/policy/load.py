@@ -13,10 +13,25 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from audit_operator.policy.kinds import Version as Version
+from audit_operator.policy.kinds import Version
 from audit_operator.policy.model import STAGES, GroupResources, Level, Policy, Rule, Stage
 from audit_operator.policy.nodes import LIMITS, Field, Limits, Node, Path, TextError, node_of, path_text
 from audit_operator.policy.yamltext import read
+
+__all__ = [
+    "API_VERSION",
+    "GROUP_STAR_SINCE",
+    "LEVELS",
+    "NEWEST",
+    "Fault",
+    "Loaded",
+    "PolicyError",
+    "StrictProblem",
+    "Version",
+    "load_policy",
+    "policy_of",
+    "suggest",
+]
 
 NEWEST: Final[Version] = (1, 36)
 """The newest version this module knows; also the default everywhere."""
