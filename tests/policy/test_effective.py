@@ -5,11 +5,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from audit_operator.policy.effective import Effective, effective, resolve, selects
+from audit_operator.policy.effective import Effective, effective, redactions_of, resolve, selects
 from audit_operator.policy.evaluate import Evaluator
 from audit_operator.policy.model import LabelSelector, Level, Policy, Request, Rule, SelectorRequirement, Stage
 from audit_operator.policy.presets import NAMES, preset
+from audit_operator.policy.redact import Redactor
 from audit_operator.resources.auditpolicy import AuditPolicy
 
 NAMESPACES = {"prod": {"tier": "prod"}, "dev": {"tier": "dev"}, "tools": {}}
@@ -83,6 +85,45 @@ def test_the_stages_a_preset_omits_are_not_omitted_from_own_rules() -> None:
     decide = Evaluator(policy).decide
     assert decide(resource_request(verb="delete")).omit_stages == frozenset()
     assert decide(resource_request()).omit_stages == {Stage.REQUEST_RECEIVED}
+
+
+PATH_PARTS = [
+    "a",
+    "b-1",
+    ".",
+    ".*",
+    "[*]",
+    "[0]",
+    '["x.y/z"]',
+    '["a b"]',
+    "$",
+    "_",
+    "*",
+    "metadata",
+    "]",
+    '["é"]',
+    "\n",
+]
+RESOURCE_PARTS = ["a", "-", "/", "*", ".", "0", "A", "pods"]
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    path=st.lists(st.sampled_from(PATH_PARTS), min_size=1, max_size=4).map("".join),
+    resource=st.lists(st.sampled_from(RESOURCE_PARTS), min_size=1, max_size=4).map("".join),
+    group=st.sampled_from(["", "apps", "*", "v1", "a.b", "A"]),
+    action=st.sampled_from(["Remove", "Mask", "Hash"]),
+)
+def test_every_redaction_that_a_resource_can_hold_can_work(path: str, resource: str, group: str, action: str) -> None:
+    redaction = {"resources": [{"group": group, "resources": [resource]}], "paths": [path], "action": action}
+    document = {"metadata": {"name": "p"}, "spec": {"preset": "CIS", "redactions": [redaction]}}
+    try:
+        accepted = AuditPolicy.model_validate(document)
+    except ValidationError:
+        return
+    (rule,) = redactions_of(accepted)
+    assert (rule.resources[0].group, rule.resources[0].resources, rule.paths) == (group, (resource,), (path,))
+    Redactor([rule], hash_key=bytes(32))
 
 
 class TestTenants:

@@ -192,14 +192,6 @@ def test_without_a_backend_defaults_are_used_and_it_is_said() -> None:
     assert plan.objects
 
 
-def test_a_redaction_that_cannot_work_keeps_its_policy_out() -> None:
-    redaction = {"resources": [{"group": "", "resources": ["pods*"]}], "paths": ["spec.x"]}
-    plan = planned(policy("bad", preset="CIS", redactions=[redaction]), policy("good"))
-    assert condition(plan, "AuditPolicy", "bad", "Compiled").reason == "InvalidRedaction"
-    assert "spec.redactions[0]" in condition(plan, "AuditPolicy", "bad", "Compiled").message
-    assert [each.name for each in plan.policies] == ["good"]
-
-
 def test_names_that_are_paths_write_no_file() -> None:
     document = policy("../../etc/passwd", rules=[])
     assert not [name for name in planned(document).files() if "passwd" in name]
@@ -263,6 +255,14 @@ def test_a_policy_in_force_that_records_enough_stays() -> None:
     assert any("keep the policy they run" in notice for notice in plan.notices)
 
 
+def test_a_policy_in_force_is_judged_by_what_labels_could_ask_for() -> None:
+    rule = {"level": "Request", "namespaceSelector": {"matchLabels": {"tier": "prod"}}, "verbs": ["delete"]}
+    selecting = policy(omitStages=["RequestReceived"], rules=[rule])
+    assert planned(selecting, world=World(server_policy=WIDE)).kept
+    narrow = Policy(rules=(Rule(level=Level.METADATA),), omit_stages=WIDE.omit_stages)
+    assert not planned(selecting, world=World(server_policy=narrow)).kept
+
+
 def test_it_narrows_when_the_backend_says_so() -> None:
     narrow = backend(serverPolicy={"narrowing": "Immediately"})
     plan = planned(policy(**rules("Metadata")), narrow, world=World(server_policy=WIDE))
@@ -297,6 +297,14 @@ def test_a_fixed_policy_never_changes_and_what_is_above_it_is_not_covered() -> N
     assert (found.status, found.reason) == ("False", "NotCovered")
     assert "delete" in found.message  # a request that shows it
     assert status(plan, "AuditPolicy", "b").ready.reason == "NotCovered"
+
+
+def test_before_1_36_an_unknown_group_is_not_covered_and_the_way_out_is_said() -> None:
+    star: dict[str, Any] = {"rules": [{"level": "Metadata", "resources": [{"group": "*", "resources": ["*/status"]}]}]}
+    old = condition(planned(policy(**star), world=World(server_version=(1, 35))), "AuditPolicy", "p", "Covered")
+    assert (old.status, old.reason) == ("False", "NotCovered")
+    assert "name the API groups" in old.message
+    assert condition(planned(policy(**star)), "AuditPolicy", "p", "Covered").status == "True"
 
 
 def test_tenants_never_change_the_api_servers_policy() -> None:

@@ -13,7 +13,6 @@ import msgspec
 from audit_operator.policy.effective import Effective, effective, redactions_of, resolve
 from audit_operator.policy.lint import Severity, lint
 from audit_operator.policy.model import Policy
-from audit_operator.policy.redact import RedactionError, Redactor
 from audit_operator.policy.union import covers
 from audit_operator.render.exposure import Exposed, exposed
 from audit_operator.render.files import credentials_file, guide, manifest_files, server_files, status_files
@@ -105,7 +104,7 @@ def render(resources: Resources, world: World) -> Plan:
     A resource that is not valid, or does not count, changes nothing for the others; its status says why.
     """
     spec = resources.backend.spec if resources.backend else AuditBackendSpec(cluster_name=DEFAULT_CLUSTER_NAME)
-    refused = _redaction_refusals(resources.policies) | refusals(resources, spec.tenants, world)
+    refused = refusals(resources, spec.tenants, world)
     known = {(sink.metadata.namespace, sink.metadata.name): sink for sink in resources.sinks}
     broken = frozenset(each.identity for each in resources.invalid)
     policies = []
@@ -219,19 +218,6 @@ def _accepted(items: Iterable[Item], refused: Mapping[Identity, Refusal]) -> lis
     return [item for item in items if identity_of(item) not in refused]
 
 
-def _redaction_refusals(policies: Iterable[AuditPolicy]) -> dict[Identity, Refusal]:
-    """Redactions that cannot do what they say: nothing of such a policy is delivered."""
-    refused = {}
-    for policy in policies:
-        if not policy.spec.redactions:
-            continue
-        try:
-            Redactor(redactions_of(policy), hash_key=bytes(16))  # the receivers' own key is none of our business
-        except RedactionError as error:
-            refused[identity_of(policy)] = Refusal("InvalidRedaction", f"spec.{error}")
-    return refused
-
-
 def _journal_limit(spec: AuditBackendSpec) -> int:
     storage = spec.receiver.storage
     if storage.persistent_volume_claim:
@@ -272,7 +258,7 @@ def _policy_statuses(
             resource,
             [
                 compiled(meaning, unreachable, warnings),
-                covered(coverage, meaning.tenant),
+                covered(coverage, _way_out(meaning, spec)),
                 sinks_resolved(planned.sinks, webhook=spec.webhook.enabled, log=spec.log.enabled),
             ],
             {
@@ -282,6 +268,16 @@ def _policy_statuses(
                 "hash": text_hash(encode(entry)),
             },
         )
+
+
+def _way_out(meaning: Effective, spec: AuditBackendSpec) -> str:
+    """What to do where API servers record less than a policy needs."""
+    if meaning.tenant is not None:
+        return "ask for what spec.tenants.level of the AuditBackend records, without stage RequestReceived"
+    if spec.server_policy.fixed is not None:
+        return "ask for less, or widen spec.serverPolicy.fixed of the AuditBackend"
+    # A union records all that is needed, but for groups that a server before 1.36 cannot be told.
+    return "name the API groups, because this version of Kubernetes has no group *"
 
 
 def _sink_statuses(

@@ -134,18 +134,13 @@ def compiled(meaning: Effective, unreachable: int, warnings: int) -> Condition:
     return true("Compiled", "\n".join([text, *meaning.notices]))
 
 
-def covered(coverage: Coverage | None, tenant: str | None) -> Condition:
+def covered(coverage: Coverage | None, way_out: str) -> Condition:
     """Covered: whether API servers record all that a policy needs; None if nobody can tell what they record."""
     if coverage is None:
         return Condition("Covered", "Unknown", "BackendInvalid", "the AuditBackend is not valid; its status says why")
     if coverage.covered:
         return true("Covered", "API servers record what it needs")
-    way_out = (
-        "tenants get what spec.tenants.level of the AuditBackend records, without stage RequestReceived"
-        if tenant is not None
-        else "spec.serverPolicy of the AuditBackend sets a ceiling"
-    )
-    return false("Covered", Refusal("NotCovered", f"{coverage}; {way_out}"))
+    return false("Covered", Refusal("NotCovered", f"{coverage}: {way_out}"))
 
 
 def sinks_resolved(sinks: Sinks, *, webhook: bool, log: bool) -> Condition:
