@@ -60,7 +60,9 @@ def test_what_is_not_about_audit_is_left_aside_in_a_folder_but_not_where_it_is_n
 
 def test_streams_and_lists_are_read_item_by_item(tmp_path: Path) -> None:
     indented = "".join(f"  {line}" for line in audit_policy("in-list").splitlines(keepends=True))[2:]
-    stream = f"{audit_policy('first')}---\n{NAMESPACE}---\napiVersion: v1\nkind: List\nitems:\n- {indented}---\n{POLICY}"
+    stream = (
+        f"{audit_policy('first')}---\n{NAMESPACE}---\napiVersion: v1\nkind: List\nitems:\n- {indented}---\n{POLICY}"
+    )
     found = read_inputs([str(write(tmp_path / "stream.yaml", stream))])
     assert names(found) == ["first", "in-list"]
     assert found.namespaces == {"prod": {"tier": "prod"}}
@@ -87,7 +89,7 @@ def test_the_second_policy_of_a_file_is_not_used_as_by_api_servers_and_that_is_s
 def test_a_policy_file_that_no_server_accepts_is_refused_with_its_line(tmp_path: Path) -> None:
     path = write(tmp_path / "bad.yaml", POLICY.replace("Metadata", "Metdata"))
     assert refusal(path) == (
-        f"{path}:4: no API server 1.36 starts with this file: rules[0].level: Unsupported value: \"Metdata\": "
+        f'{path}:4: no API server 1.36 starts with this file: rules[0].level: Unsupported value: "Metdata": '
         'supported values: "None", "Metadata", "Request", "RequestResponse"; '
         f"`audit-operator lint {path}` says all that is wrong"
     )

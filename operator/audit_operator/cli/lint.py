@@ -101,7 +101,7 @@ def _verdict(text: Text, server: Version | None) -> Verdict | None:
         loaded, more = lint_text(text.data, server=server)
         findings += more
         accepted = accepted and loaded.accepted
-    return Verdict(text.file, accepted, tuple(findings))
+    return Verdict(text.file, accepted, tuple(sorted(findings, key=lambda finding: (finding.line, finding.column))))
 
 
 def _resource_findings(document: Document, server: Version | None) -> Iterator[Finding]:
@@ -113,7 +113,7 @@ def _resource_findings(document: Document, server: Version | None) -> Iterator[F
     for path, node in document.node.walk():
         for earlier in node.overridden:
             if not earlier.merged:
-                yield Place(document.node, path).finding(
+                yield Place(document.node, (*path, earlier.key)).finding(
                     "duplicate-field",
                     f"{earlier.key} stands twice; the first value, of line {earlier.line}, is lost",
                     "keep one of the two",
