@@ -144,6 +144,10 @@ class Evaluator:
             memo[request] = decision
         return decision
 
+    def outcome(self, rule: int) -> Decision:
+        """The decision of rule ``rule``; one past the last rule is the decision when no rule matches."""
+        return self._decisions[(rule + 1) % len(self._decisions)]
+
     def matching(self, request: Request) -> int:
         """All rules that match the request, rule i as bit i; the lowest one decides."""
         user = request.user

@@ -121,6 +121,18 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     name: str = ""
     path: str = ""
 
+    def __str__(self) -> str:
+        """For a person: ``alice create deployments.apps/scale x in namespace default``."""
+        who = "a request without a user" if self.user is None else self.user or '""'
+        if self.groups:
+            who += f" ({', '.join(self.groups)})"
+        if not self.is_resource:
+            return f"{who} {self.verb} {self.path}"
+        what = f"{self.resource}.{self.api_group}" if self.api_group else self.resource
+        what += f"/{self.subresource}" if self.subresource else ""
+        where = f"in namespace {self.namespace}" if self.namespace else "without a namespace"
+        return " ".join(part for part in (who, self.verb, what, self.name, where) if part)
+
 
 class Decision(msgspec.Struct, frozen=True):
     """What a policy says of a request. ``rule`` is the index of the deciding rule, None when none matched."""

@@ -175,11 +175,16 @@ def _both_groups(mine: Values, theirs: Values) -> Values:
     return theirs if mine is None or (theirs is not None and theirs <= mine) else mine
 
 
+def shared_atoms(mine: Iterable[Atom], theirs: Iterable[Atom]) -> list[Atom]:
+    """What both match, exactly, pattern by pattern."""
+    return [both for one, other in product(mine, theirs) if (both := _atom_and(one, other)) is not None]
+
+
 @lru_cache(maxsize=1 << 14)
 def _both_atoms(mine: frozenset[Atom], theirs: frozenset[Atom]) -> frozenset[Atom]:
     if mine == theirs:
         return mine
-    pairs = [both for one, other in product(mine, theirs) if (both := _atom_and(one, other)) is not None]
+    pairs = shared_atoms(mine, theirs)
     # Only "*/*" (a common mistake) speaks of a resource or subresource that is literally "*", and a part of it cannot
     # be written as a rule. Then all of mine is the answer: too much, never too little, and still inside this region.
     if any("*" in (atom.resource, atom.subresource) for atom in pairs):

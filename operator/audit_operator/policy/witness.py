@@ -1,13 +1,13 @@
-"""A request that some rules match and others do not, or the certainty that there is none.
+"""A request that some rules match and others do not: the proof behind "unreachable", "not covered" and differences.
 
-The fields of a rule are independent of one another. So per field only those values count that the wanted rules allow,
-and where they allow any value, one that no rule names: it is matched by no more rules than any other. Each value is the
-bits of the unwanted rules that accept it; a request is a choice of values, one per field, without a common bit.
+The search is exact. A field that the rules to match leave open takes a value that no rule names, which escapes the most
+rules; a field they restrict is tried value by value, and values that escape the same rules are tried once. What is
+found is then made to look like a request people know, as far as that changes nothing.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import count, product
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import reduce
+from itertools import product
 
 import msgspec
 
@@ -21,212 +21,192 @@ from audit_operator.policy.evaluate import (
     user_matches,
     verb_matches,
 )
-from audit_operator.policy.kinds import RESOURCE_VERBS
 from audit_operator.policy.model import Request, Rule
-from audit_operator.policy.region import NON_RESOURCE, RESOURCE, Atom, Region
+from audit_operator.policy.region import NON_RESOURCE, RESOURCE, Atom, Region, shared_atoms
 
-_MOST_STEPS: Final = 20_000
-"""After so many choices the search gives up; what people write takes a few dozen."""
+_LIMIT = 20_000
+_FRESH = "witness"
 
-_METHODS: Final = ("get", "post", "put", "patch", "delete", "head", "options")
-_NAMELESS_VERBS: Final = frozenset({"create", "list", "watch", "deletecollection"})
-
-
-class Unknown(Exception):  # noqa: N818 - not an error but an answer: it would take too long
-    """The search was given up: there may be such a request or not."""
-
-
-Part = Mapping[str, Any]
-"""Some fields of a Request."""
+# What a found request is made of where the rules leave it open, the best known first.
+_USERS = ("alice", "bob")
+_VERBS = ("get", "list", "watch", "create", "update", "patch", "delete", "deletecollection")
+_NAMESPACES = ("default", "production", "")
+_RESOURCES = (("", "pods"), ("apps", "deployments"), ("", "nodes"), ("batch", "jobs"), ("example.com", "widgets"))
+_PATHS = ("/healthz", "/version", "/api", "/metrics", "/apis", "/logs")
 
 
-def find(must: Sequence[Rule], avoid: Sequence[Rule]) -> Request | None:
-    """A request that every rule of ``must`` matches and none of ``avoid`` does; None if there is none.
+class Unknown(Exception):  # noqa: N818 - an answer, not a fault
+    """The search gave up before it knew."""
 
-    Where the rules leave a choice, the request is one that a cluster could really see.
+
+def find(must: Sequence[Rule], avoid: Sequence[Rule], *, limit: int = _LIMIT) -> Request | None:
+    """A request that every rule of ``must`` matches and no rule of ``avoid`` does; None if there is none.
+
+    A namespaceSelector in ``must`` counts as any namespace; ``avoid`` may have none (ValueError).
 
     Raises:
-        Unknown: the search took too long.
-        ValueError: a rule has a namespaceSelector that is not resolved.
+        Unknown: there may be one, but ``limit`` combinations were not enough to tell.
 
     """
-    region: Region | None = Region()
-    for rule in must:
-        region = region & Region.of(rule) if region is not None else None
-    if region is None:
-        return None
-    for scope in (RESOURCE, NON_RESOURCE):
-        if region.scope & scope:
-            unwanted = [rule for rule in avoid if Region.of(rule).scope & scope]
-            fields = [_least(options) for options in _fields(region, scope, must, unwanted)]
-            choice = _without_common_bit(fields)
-            if choice is not None:
-                return _lifelike(Request(is_resource=scope == RESOURCE, **choice), must, avoid)
+    plain = [_without_selector(rule) for rule in must]
+    budget = [limit]
+    for region in _common(must):
+        for scope in (RESOURCE, NON_RESOURCE):
+            if region.scope & scope:
+                found = _search(_fields(region, plain, avoid, scope), plain, avoid, budget)
+                if found is not None:
+                    return _familiar(found, plain, avoid)
     return None
 
 
-# -- the values that count -------------------------------------------------------------------------------------------
+def _without_selector(rule: Rule) -> Rule:
+    return msgspec.structs.replace(rule, namespace_selector=None) if rule.namespace_selector is not None else rule
 
 
-def _fields(
-    region: Region, scope: int, must: Sequence[Rule], avoid: Sequence[Rule]
-) -> Iterator[list[tuple[int, Part]]]:
-    """Per field the values that count, each with the bits of the rules of ``avoid`` that accept it."""
-
-    def options(parts: Iterable[Part], accepts: Callable[[Rule, Any], bool]) -> list[tuple[int, Part]]:
-        return [(bits(accepts(rule, part) for rule in avoid), part) for part in parts]
-
-    def named(values: Callable[[Rule], Iterable[str]]) -> frozenset[str]:
-        return frozenset(value for rule in avoid for value in values(rule))
-
-    yield options(
-        ({"user": user} for user in sorted(region.users or {_unnamed(["alice"], named(lambda rule: rule.users))})),
-        lambda rule, part: user_matches(rule, part["user"]),
-    )
-    yield options(
-        ({"groups": groups} for groups in _group_sets(must)),
-        lambda rule, part: groups_match(rule, Request(user="", verb="", groups=part["groups"])),
-    )
-    usual = RESOURCE_VERBS if scope == RESOURCE else _METHODS
-    yield options(
-        ({"verb": verb} for verb in sorted(region.verbs or {_unnamed(usual, named(lambda rule: rule.verbs))})),
-        lambda rule, part: verb_matches(rule, part["verb"]),
-    )
-    if scope == NON_RESOURCE:
-        paths = region.paths or {"*"}
-        known = named(lambda rule: rule.non_resource_urls)
-        yield options(
-            ({"path": _path(spec, known)} for spec in sorted(paths)),
-            lambda rule, part: non_resource_matches(rule, part["path"]),
-        )
-        return
-    namespace = _unnamed(["default"], named(lambda rule: rule.namespaces))
-    yield options(
-        ({"namespace": name} for name in sorted(region.namespaces or {namespace})),
-        lambda rule, part: namespace_matches(rule, part["namespace"]),
-    )
-    yield options(
-        _resources(region, must, [Region.of(rule).atoms or frozenset() for rule in avoid]),
-        lambda rule, part: resource_matches(rule, Request(user="", verb="", **part)),
-    )
-
-
-def _group_sets(must: Sequence[Rule]) -> list[tuple[str, ...]]:
-    """The smallest sets of groups that satisfy the userGroups of every rule."""
-    sets: set[frozenset[str]] = {frozenset()}
+def _common(must: Sequence[Rule]) -> list[Region]:
+    """The region that all share, without userGroups: lists of groups that only overlap have no region."""
+    common = Region()
     for rule in must:
-        if rule.user_groups:
-            sets = {
-                chosen if chosen & {*rule.user_groups} else chosen | {group}
-                for chosen in sets
-                for group in rule.user_groups
-            }
-        if len(sets) > _MOST_STEPS:
-            raise Unknown
-    return sorted(tuple(sorted(chosen)) for chosen in sets)
+        region = msgspec.structs.replace(Region.of(rule), user_groups=None)
+        both = common & region
+        if both is None:
+            return []
+        if common.atoms is not None and region.atoms is not None:
+            # Exactly, where a region is generous: what is tried here is judged by the rules themselves.
+            both = msgspec.structs.replace(both, atoms=frozenset(shared_atoms(common.atoms, region.atoms)))
+        common = both
+    return [common]
 
 
-def _resources(region: Region, must: Sequence[Rule], unwanted: Iterable[frozenset[Atom]]) -> Iterator[Part]:
-    """One object per atom of the region, with values that no rule names where the atom is open."""
-    atoms = [atom for some in unwanted for atom in some]
-    group = _unnamed(["example.com"], {atom.group for atom in atoms})
-    resource = _unnamed(["widgets"], {atom.resource for atom in atoms})
-    subresource = _unnamed(["other"], {atom.subresource for atom in atoms})
-    name = _unnamed(["web"], {atom.name for atom in atoms})
-    for atom in sorted(region.atoms or {Atom(None, None, None)}, key=repr):
-        for part in ("", subresource) if atom.subresource is None else (atom.subresource,):
-            found: Part = {
-                "api_group": group if atom.group is None else atom.group,
-                "resource": resource if atom.resource is None else atom.resource,
-                "subresource": part,
-                "name": name if atom.name is None else atom.name,
-            }
-            # "*/*" has no exact intersection with others, so an atom may say more than all rules do.
-            if all(not rule.resources or resource_matches(rule, Request(user="", verb="", **found)) for rule in must):
-                yield found
+Change = dict[str, object]
 
 
-def _path(spec: str, known: Iterable[str]) -> str:
-    """A path that ``spec`` matches, and of the known patterns only those that match all of ``spec``."""
-    if not spec.endswith("*"):
-        return spec
-    base = spec.rstrip("*") or "/"
-    taken = {path[len(base) : len(base) + 1] for path in known if path.startswith(base)} - {"*"}
-    usual = ["other", "some"] if base.endswith("/") else ["/other", "-other"]
-    unusual = (chr(0x4E00 + number) for number in range(len(taken) + 1))
-    return base + next(rest for rest in (*usual, *unusual) if rest[0] not in taken)
+class _Field(msgspec.Struct, frozen=True):
+    """The values to try in one field, and per value the rules to avoid that accept it."""
+
+    values: tuple[tuple[int, Change], ...]
 
 
-def _unnamed(usual: Sequence[str], known: Collection[str | None]) -> str:
-    """The first of the usual values that is not known; if all are, one nobody uses."""
-    numbered = (f"{usual[0]}-{number}" for number in range(2, len(known) + 3))
-    return next(candidate for candidate in (*usual, *numbered) if candidate not in known)
+def _fields(region: Region, must: Sequence[Rule], avoid: Sequence[Rule], scope: int) -> list[_Field]:
+    resource = scope == RESOURCE
+    base = Request(user=_FRESH, verb=_FRESH, is_resource=resource)
 
+    def field(changes: Iterable[Change], accepts: Callable[[Rule, Request], bool]) -> _Field:
+        tried: dict[int, Change] = {}
+        for change in changes:
+            request = msgspec.structs.replace(base, **change)
+            tried.setdefault(bits(accepts(rule, request) for rule in avoid), change)
+        # A value whose rules are a superset of another's can never do better.
+        least = [mask for mask in tried if not any(other & ~mask == 0 and other != mask for other in tried)]
+        return _Field(tuple((mask, tried[mask]) for mask in sorted(least, key=int.bit_count)))
 
-# -- the choice ------------------------------------------------------------------------------------------------------
+    def options(values: frozenset[str] | None) -> list[str]:
+        return [_FRESH] if values is None else sorted(values)
 
-
-def _least(options: list[tuple[int, Part]]) -> list[tuple[int, Part]]:
-    """Without values that more rules accept than another value: whatever they can do, the other can."""
-    distinct: dict[int, Part] = {}
-    for accepted, part in options:
-        distinct.setdefault(accepted, part)
-    least: list[tuple[int, Part]] = []
-    for accepted in sorted(distinct, key=int.bit_count):
-        if not any(fewer & accepted == fewer for fewer, _ in least):
-            least.append((accepted, distinct[accepted]))
-    return least
-
-
-def _without_common_bit(fields: list[list[tuple[int, Part]]]) -> dict[str, Any] | None:
-    """One value per field so that no rule accepts all of them, None if there is no such choice."""
-    if not all(fields):
-        return None
-    ordered = sorted(fields, key=len)
-    steps = count()
-    inevitable = [-1]  # the rules that accept every value of the fields still to come
-    for options in reversed(ordered):
-        common = inevitable[-1]
-        for accepted, _ in options:
-            common &= accepted
-        inevitable.append(common)
-    inevitable.reverse()
-
-    def choose(depth: int, accepting: int) -> dict[str, Any] | None:
-        if depth == len(ordered):
-            return {} if not accepting else None
-        if accepting & inevitable[depth]:
-            return None
-        if next(steps) > _MOST_STEPS:
-            raise Unknown
-        for accepted, part in ordered[depth]:
-            chosen = choose(depth + 1, accepting & accepted)
-            if chosen is not None:
-                return {**part, **chosen}
-        return None
-
-    return choose(0, -1)
-
-
-# -- what a cluster could really see ---------------------------------------------------------------------------------
-
-
-def _lifelike(request: Request, must: Sequence[Rule], avoid: Sequence[Rule]) -> Request:
-    """The request with the groups that every user has, and no name where there is none, as far as the rules allow."""
-    changes: list[list[Part]] = [
-        [
-            {"groups": (*request.groups, "system:authenticated")},
-            {"user": "system:anonymous", "groups": (*request.groups, "system:unauthenticated")},
-            {"user": None, "groups": ()},
-            {},
-        ],
-        [{"name": ""}, {}] if request.verb in _NAMELESS_VERBS and not request.subresource else [{}],
+    fields = [
+        field(
+            ({"user": user} for user in options(region.users)), lambda rule, request: user_matches(rule, request.user)
+        ),
+        field(({"groups": groups} for groups in _groups(must)), groups_match),
+        field(
+            ({"verb": verb} for verb in options(region.verbs)), lambda rule, request: verb_matches(rule, request.verb)
+        ),
     ]
-    for choice in product(*changes):
-        merged = {name: value for part in choice for name, value in part.items()}
-        lifelike: Request = msgspec.structs.replace(request, **merged)
-        if all(rule_matches(rule, lifelike) for rule in must) and not any(
-            rule_matches(rule, lifelike) for rule in avoid
-        ):
-            return lifelike
-    return request
+    if not resource:
+        paths = (
+            "/" + _FRESH if path == "*" else path.rstrip("*") + _FRESH * path.endswith("*")
+            for path in region.paths or ("*",)
+        )
+        return [
+            *fields,
+            field(
+                ({"path": path} for path in sorted(paths)),
+                lambda rule, request: non_resource_matches(rule, request.path),
+            ),
+        ]
+    return [
+        *fields,
+        field(
+            ({"namespace": namespace} for namespace in options(region.namespaces)),
+            lambda rule, request: namespace_matches(rule, request.namespace),
+        ),
+        field(
+            (_of_atom(atom) for atom in sorted(region.atoms or (Atom(None, None, None),), key=repr)), resource_matches
+        ),
+    ]
+
+
+def _groups(must: Sequence[Rule]) -> Iterator[tuple[str, ...]]:
+    """One group for every rule that asks for groups; more would only match more rules."""
+    lists = [sorted(rule.user_groups) for rule in must if rule.user_groups]
+    for choice in product(*lists):
+        yield tuple(sorted(set(choice)))
+
+
+def _of_atom(atom: Atom) -> Change:
+    group, resource, subresource, name = (_FRESH if part is None else part for part in atom)
+    return {"api_group": group, "resource": resource, "subresource": subresource, "name": name}
+
+
+def _search(fields: Sequence[_Field], must: Sequence[Rule], avoid: Sequence[Rule], budget: list[int]) -> Request | None:
+    """Depth first; ``standing`` are the rules to avoid that still accept all that was chosen."""
+    # The field that escapes the most rules first: it prunes the most.
+    ordered = sorted(fields, key=lambda field: min((mask.bit_count() for mask, _ in field.values), default=0))
+    everything = (1 << len(avoid)) - 1
+    # What the remaining fields can escape at best; if that is not enough, no choice of them is.
+    floors = [everything]
+    for field in reversed(ordered):
+        floors.append(floors[-1] & reduce(int.__and__, (mask for mask, _ in field.values), everything))
+    floors.reverse()
+
+    def choose(depth: int, standing: int, chosen: Change) -> Request | None:
+        budget[0] -= 1
+        if budget[0] < 0:
+            raise Unknown(f"no answer after {_LIMIT} combinations")
+        if standing & floors[depth]:
+            return None
+        if depth == len(ordered):
+            is_resource = "path" not in chosen
+            request = msgspec.convert({"user": _FRESH, "verb": _FRESH, **chosen, "is_resource": is_resource}, Request)
+            return request if all(rule_matches(rule, request) for rule in must) else None
+        for mask, change in ordered[depth].values:
+            found = choose(depth + 1, standing & mask, chosen | change)
+            if found is not None:
+                return found
+        return None
+
+    return choose(0, everything, {})
+
+
+def _familiar(found: Request, must: Sequence[Rule], avoid: Sequence[Rule]) -> Request:
+    """The same proof with values people know, where any would do."""
+
+    def proves(request: Request) -> bool:
+        return all(rule_matches(rule, request) for rule in must) and not any(
+            rule_matches(rule, request) for rule in avoid
+        )
+
+    tries: list[Iterable[Change]] = []
+    if found.user == _FRESH:
+        tries.append([{"user": user} for user in _USERS])
+    if found.is_resource:
+        kinds: list[Change] = [{"api_group": group, "resource": resource} for group, resource in _RESOURCES]
+        tries += [
+            [{"subresource": ""}] if found.subresource == _FRESH else (),
+            kinds if _FRESH in (found.api_group, found.resource) else (),
+            [{"namespace": namespace} for namespace in _NAMESPACES] if found.namespace == _FRESH else (),
+            [{"verb": verb} for verb in _VERBS] if found.verb == _FRESH else (),
+            [{"name": name} for name in ("", "example")] if found.name == _FRESH else (),
+        ]
+    else:
+        tries += [
+            [{"path": path} for path in _PATHS] if found.path.endswith(_FRESH) else (),
+            [{"verb": verb} for verb in ("get", "post")] if found.verb == _FRESH else (),
+        ]
+    for changes in tries:
+        for change in changes:
+            candidate = msgspec.structs.replace(found, **change)
+            if proves(candidate):
+                found = candidate
+                break
+    return found
