@@ -77,13 +77,15 @@ class Region(msgspec.Struct, frozen=True):
             scope = NON_RESOURCE
         else:
             scope = BOTH
+        # A selector alone: "all resource requests" needs a field of its own, without one a rule sees all requests.
+        resources = rule.resources or ((GroupResources("*"),) if scope == RESOURCE and not rule.namespaces else ())
         return cls(
             scope=scope,
             users=_values(rule.users),
             user_groups=_values(rule.user_groups),
             verbs=_values(rule.verbs),
             namespaces=_values(rule.namespaces),
-            atoms=frozenset(_reduced(_atoms(rule.resources), _atom_covers)) if rule.resources else None,
+            atoms=frozenset(_reduced(_atoms(resources), _atom_covers)) if resources else None,
             paths=frozenset(_reduced(rule.non_resource_urls, path_covers))
             if scope == NON_RESOURCE and "*" not in rule.non_resource_urls
             else None,

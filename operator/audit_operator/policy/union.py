@@ -141,6 +141,10 @@ class _Entry(msgspec.Struct, frozen=True):
     optional: bool
 
 
+_NO_NAMESPACE = frozenset({""})
+_WITHOUT_NAMESPACE = Region(scope=RESOURCE, namespaces=_NO_NAMESPACE)
+
+
 class _Source:
     """The meaning of a policy or of a union of some, without names and origins."""
 
@@ -190,7 +194,7 @@ def _fold(sources: Iterable[_Source]) -> tuple[tuple[Region, Outcome], ...]:
 
     Where the tree branches depends on the contents alone, so that a change moves the branches next to it at most.
     """
-    level = sorted(sources, key=_order)
+    level = sorted((_united((source,)) for source in sources), key=_order)
     while len(level) > 1:
         groups: list[list[_Source]] = [[]]
         for source in level:
@@ -207,7 +211,7 @@ def _order(source: _Source) -> tuple[bool, bytes, bytes]:
 
 @lru_cache(maxsize=4096)
 def _united(sources: tuple[_Source, ...]) -> _Source:
-    if len(sources) == 1:
+    if len(sources) == 1 and not any(entry.optional for entry in sources[0].entries):
         return sources[0]
     builder = _Builder([source.entries for source in sources])
     builder.run()
@@ -284,7 +288,7 @@ class _Builder:
 
         ``pending``: the rules that such a request may still match.
         """
-        meets, covers = self._index.relations(region)
+        meets, covers = self._relations(region)
         if covers & self._rules & ~pending:
             return  # all of it has been emitted before
         reach = self._reach(covers)
@@ -295,6 +299,12 @@ class _Builder:
             pending = self._split(region, pending, self._splitters(live & ~covers, live, reach), (meets, reach), depth)
             live = meets & reach & pending
         self.emitted.append((region, self._wants.outcome(live)))
+
+    def _relations(self, region: Region) -> tuple[int, int]:
+        """Rules that may match a request of the region, and rules whose region covers it."""
+        meets, covers = self._index.relations(region)
+        # No selector selects a request without a namespace.
+        return (meets & self._certain if region.namespaces == _NO_NAMESPACE else meets), covers
 
     def _reach(self, covers: int) -> int:
         """Per segment, the bits up to and including the first rule for certain that covers, or its end."""
@@ -322,11 +332,14 @@ class _Builder:
                         entry = self._entries[position]
                         assert entry is not None  # noqa: S101 - positions of rules only
                         inners[position] = region & entry.region or region
+                        outside = entry.optional and inners[position] & _WITHOUT_NAMESPACE
+                        if outside:
+                            self._place(outside, pending, _SPLIT_DEPTH)
                     inner = inners[position]
                     if inner == region and depth:
                         queue.pop(0)
                         continue
-                    meets, covers = self._index.relations(inner)
+                    meets, covers = self._relations(inner)
                     if not covers & self._rules & ~pending:
                         reach = self._reach(covers)
                         live = meets & reach & pending

@@ -1,0 +1,40 @@
+"""Every difference of two policies is found, and each is shown by a request."""
+
+from hypothesis import given, settings
+from policy_space import EVERY_REQUEST, policies
+
+from audit_operator.policy.diff import diff
+from audit_operator.policy.evaluate import Evaluator
+from audit_operator.policy.model import STAGES, Decision, Level, Policy, Rule
+
+
+def recorded(decision: Decision) -> tuple[object, ...] | None:
+    if decision.level is Level.NONE or len(decision.omit_stages) == len(STAGES):
+        return None
+    return decision.level, decision.omit_stages, decision.level >= Level.REQUEST and decision.omit_managed_fields
+
+
+@given(policies, policies)
+@settings(max_examples=60, deadline=None)
+def test_each_change_is_proven_and_none_is_missing(a: Policy, b: Policy) -> None:
+    before, after = Evaluator(a), Evaluator(b)
+    shown = set()
+    for change in diff(a, b):
+        assert change.request is not None
+        assert (before.decide(change.request), after.decide(change.request)) == (change.before, change.after)
+        shown.add((change.before.rule, change.after.rule))
+    for request in EVERY_REQUEST[::3]:
+        one, other = before.decide(request), after.decide(request)
+        assert recorded(one) == recorded(other) or (one.rule, other.rule) in shown, request
+
+
+@given(policies)
+@settings(max_examples=20, deadline=None)
+def test_a_policy_does_not_differ_from_itself(policy: Policy) -> None:
+    assert diff(policy, policy) == []
+
+
+def test_another_text_of_the_same_policy_is_no_difference() -> None:
+    one = Policy(rules=(Rule(level=Level.METADATA, verbs=("get", "list")), Rule(level=Level.NONE)))
+    other = Policy(rules=(Rule(level=Level.METADATA, verbs=("list",)), Rule(level=Level.METADATA, verbs=("get",))))
+    assert diff(one, other) == []
