@@ -1,5 +1,9 @@
-"""Runs the command line: in this process for most tests, as the real console script where the process is the point."""
+"""Runs the command line: in this process for most tests, as the real console script where the process is the point.
 
+UPDATE_GOLDEN=1 writes what is answered now; look at the difference before committing it.
+"""
+
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 DATA = ROOT / "tests/data"
 SCRIPT = Path(sys.executable).parent / "audit-operator"
+CLUSTER = DATA / "cli/cluster.yaml"
 DEMO_SET = tuple(
     argument for name in ("namespaces.yaml", "platform", "tenants") for argument in ("-f", str(EXAMPLES / name))
 )
@@ -45,3 +50,12 @@ def write(path: Path, text: str | bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text.encode() if isinstance(text, str) else text)
     return path
+
+
+def assert_golden(name: str, text: str) -> None:
+    """The text is that of tests/data/cli/``name``, but for blanks at the ends of lines."""
+    path = DATA / "cli" / name
+    lines = "".join(f"{line.rstrip()}\n" for line in text.splitlines())
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(lines, encoding="utf-8")
+    assert lines == path.read_text(encoding="utf-8"), "UPDATE_GOLDEN=1 accepts it"

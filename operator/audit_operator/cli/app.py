@@ -254,6 +254,79 @@ def lint(
 
 @app.command(
     epilog=examples(
+        "explain -f policies/ --user alice --verb get --resource secrets --namespace team-a --name db",
+        "explain -f policy.yaml --user alice --group developers --verb create --resource pods/exec --namespace prod",
+        "explain -f policy.yaml --verb get --path /healthz",
+        "explain -f policy.yaml --requests requests.jsonl -o json",
+    )
+)
+def explain(
+    *,
+    filename: Files,
+    requests: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE|-",
+            help='Requests as JSON lines, such as {"user":"alice","groups":[],"verb":"get","resource":"pods"}: every '
+            "line is answered by one.",
+        ),
+    ] = "",
+    user: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Who. Left out: a login that failed.", show_default=False)
+    ] = None,
+    group: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Group of the user, beside those that API servers add themselves. May be given several times.",
+        ),
+    ] = None,
+    verb: Annotated[str, typer.Option(metavar="VERB", help="Such as get or create; for a path its HTTP method.")] = "",
+    resource: Annotated[
+        str | None, typer.Option(metavar="RESOURCE", help="Such as pods, pods/exec, deployments.apps/scale.")
+    ] = None,
+    namespace: Annotated[str, typer.Option("-n", "--namespace", metavar="NAMESPACE", help="Of the resource.")] = "",
+    name: Annotated[str, typer.Option(metavar="NAME", help="Of the object, as in the URL.")] = "",
+    path: Annotated[str | None, typer.Option(metavar="PATH", help="Of a request for no resource: /healthz.")] = None,
+    server: Server = "1.36",
+    root_namespace: RootNamespace = "audit-system",
+    output: Output = Format.TEXT,
+) -> None:
+    """Say what happens to a request, and why.
+
+    Which rule of which policy decides, what API servers record, what reaches which sink at which level, redacted how,
+    and why not for the others. In JSON `rule` is the deciding rule's number, null for none, and the first values are
+    those of the API servers' policy: the policy file itself, if -f names one and nothing else.
+    """
+    from audit_operator.cli import explain as command
+    from audit_operator.cli.output import print_json, print_json_line
+    from audit_operator.cli.policies import Setting, load_setup
+    from audit_operator.cli.requests import as_object, request_from_options, request_lines
+
+    if bool(requests) == bool(verb):
+        raise typer.BadParameter("describe one request with --verb and so on, or give many with --requests")
+    setup = load_setup(filename, Setting(server, root_namespace))
+    warn((*setup.problems, *setup.notices))
+    if requests:
+        for request in request_lines(requests):
+            found = command.explanation(request, setup)
+            if output is Format.JSON:
+                print_json_line(command.as_object(found))
+            else:
+                command.show_line(found, sys.stdout)
+        return
+    request = request_from_options(
+        user=user, groups=group or (), verb=verb, resource=resource, namespace=namespace, name=name, path=path
+    )
+    found = command.explanation(request, setup)
+    if output is Format.JSON:
+        print_json({"request": as_object(request), **command.as_object(found)})
+    else:
+        command.show(found, setup, sys.stdout)
+
+
+@app.command(
+    epilog=examples(
         "diff today.yaml tomorrow.yaml",
         "diff before/ after/ -o json",
         "git show main:policy.yaml | audit-operator diff - policy.yaml",
@@ -416,7 +489,7 @@ def replay(
 
     setup = load_setup(filename, Setting(server, root_namespace))
     warn((*setup.problems, *setup.notices))
-    counters = command.Replay(setup.subjects, setup.server)
+    counters = command.Replay(setup.sources, setup.server)
     command.replay_files(events, counters, sys.stderr)
     if output is Format.JSON:
         print_json(command.as_object(counters.report()))

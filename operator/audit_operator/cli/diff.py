@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple, TextIO
 
 from audit_operator.cli.output import counted, printable, styled
-from audit_operator.cli.policies import Setup, Subject
+from audit_operator.cli.policies import Setup
 from audit_operator.cli.requests import as_object as request_object
 from audit_operator.cli.requests import as_text
 from audit_operator.policy.diff import Change, diff
+from audit_operator.policy.explain import Source
 from audit_operator.policy.model import STAGES, Decision, Level, Policy
 
 _SHOWN: Final = 40
@@ -32,11 +33,11 @@ def differences(a: Setup, b: Setup) -> list[Difference]:
 
     If both have one policy, these are compared, whatever they are called; otherwise those of the same name are.
     """
-    if len(a.subjects) == len(b.subjects) == 1:
-        pairs = [(a.subjects[0], b.subjects[0])]
+    if len(a.sources) == len(b.sources) == 1:
+        pairs = [(a.sources[0], b.sources[0])]
     else:
-        before, after = ({subject.name: subject for subject in setup.subjects} for setup in (a, b))
-        nothing = Subject("", Policy(rules=()))
+        before, after = ({source.name: source for source in setup.sources} for setup in (a, b))
+        nothing = Source("", Policy(rules=()))
         pairs = [(before.get(name, nothing), after.get(name, nothing)) for name in {**before, **after}]
     found = [_difference(*pair) for pair in pairs]
     servers = "API servers"
@@ -45,13 +46,13 @@ def differences(a: Setup, b: Setup) -> list[Difference]:
     return [each for each in found if each.changes or each.delivery or not (each.before and each.after)]
 
 
-def _difference(before: Subject, after: Subject) -> Difference:
+def _difference(before: Source, after: Source) -> Difference:
     changes = tuple(diff(before.policy, after.policy))
     delivery = _delivery(before, after) if before.name and after.name else ()
     return Difference(before.name, after.name, (before.policy, after.policy), changes, tuple(delivery))
 
 
-def _delivery(before: Subject, after: Subject) -> Iterator[str]:
+def _delivery(before: Source, after: Source) -> Iterator[str]:
     for sink in sorted({*before.sinks, *after.sinks}):
         if sink not in after.sinks:
             yield f"no longer to sink {sink}"

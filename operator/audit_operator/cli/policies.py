@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from audit_operator.cli.inputs import Document, Inputs, PolicyFile, read_inputs
-from audit_operator.policy.evaluate import Evaluator
+from audit_operator.policy.explain import Source, explain
 from audit_operator.policy.load import NEWEST, Version
 from audit_operator.policy.model import Level, Policy, Request
-from audit_operator.policy.redact import RedactionRule
 from audit_operator.policy.union import union
 
 if TYPE_CHECKING:
@@ -25,28 +24,15 @@ class Setting(NamedTuple):
     image: str = ""
 
 
-class Subject(NamedTuple):
-    """A policy that can be asked. ``name``: ``namespace/name`` of an AuditPolicy, or the file.
-
-    ``policy`` has its selectors resolved, and is confined to namespace ``tenant`` if there is one. ``sinks``:
-    ``namespace/name`` of those that take what it records; a policy file has none.
-    """
-
-    name: str
-    policy: Policy
-    tenant: str | None = None
-    sinks: tuple[str, ...] = ()
-    redactions: tuple[RedactionRule, ...] = ()
-
-
 class Setup(NamedTuple):
     """The policies, and what API servers run for them: ``server``.
 
+    ``sources`` are named ``namespace/name`` of an AuditPolicy, or by their file; their sinks ``namespace/name``.
     ``plan`` is None if there are policy files only. ``problems`` name resources that do not count, and why;
     ``notices`` what else a person should know. ``namespaces``: those whose labels are known.
     """
 
-    subjects: tuple[Subject, ...]
+    sources: tuple[Source, ...]
     server: Policy
     plan: "Plan | None"
     problems: tuple[str, ...]
@@ -54,31 +40,24 @@ class Setup(NamedTuple):
     namespaces: frozenset[str]
 
     def reached(self, request: Request) -> dict[str, Level]:
-        """At which level the request's events reach each sink: the highest that a policy gives it, never more than API
-        servers record.
-        """
-        most = Evaluator(self.server).decide(request).level
-        levels: dict[str, Level] = {}
-        for subject in self.subjects:
-            level = min(most, Evaluator(subject.policy).decide(request).level)
-            for sink in subject.sinks:
-                levels[sink] = max(level, levels.get(sink, Level.NONE))
+        """At which level the request's events reach each sink: the highest that a policy gives it."""
+        levels = {sink: Level.NONE for source in self.sources for sink in source.sinks}
+        for verdict in explain(request, self.server, self.sources).policies:
+            for sink in verdict.sinks:
+                levels[sink] = max(levels[sink], verdict.level)
         return levels
 
 
 def load_setup(arguments: Sequence[str], setting: Setting) -> Setup:
     """What ``-f`` gives. One policy file alone is what API servers run; else they run the union. Raises CliError."""
     inputs = read_inputs(arguments, setting.server)
-    files = [Subject(file.file, policy_in(file)) for file in inputs.policy_files]
+    files = [Source(file.file, policy_in(file)) for file in inputs.policy_files]
     if not inputs.resources:
-        server = files[0].policy if len(files) == 1 else union(subject.policy for subject in files)
+        server = files[0].policy if len(files) == 1 else union(source.policy for source in files)
         return Setup(tuple(files), server, None, (), inputs.notices, frozenset(inputs.namespaces))
     plan, problems = load_plan(inputs, setting)
-    ours = [
-        Subject(f"{each.namespace}/{each.name}", each.policy, each.tenant, each.sinks, each.redactions)
-        for each in plan.policies
-    ]
-    server = union([plan.server_policy, *(subject.policy for subject in files)]) if files else plan.server_policy
+    ours = [Source(f"{each.namespace}/{each.name}", each.policy, each.redactions, each.sinks) for each in plan.policies]
+    server = union([plan.server_policy, *(source.policy for source in files)]) if files else plan.server_policy
     namespaces = {*inputs.namespaces, *(each.namespace for each in plan.policies)}
     return Setup((*ours, *files), server, plan, problems, inputs.notices, frozenset(namespaces))
 

@@ -12,9 +12,10 @@ from msgspec import UNSET, UnsetType
 from audit_operator.cli.errors import CliError
 from audit_operator.cli.inputs import STDIN_NAME, Document, documents, read_texts, text_at
 from audit_operator.cli.output import counted, printable, styled
-from audit_operator.cli.policies import Setting, Setup, Subject, load_setup
+from audit_operator.cli.policies import Setting, Setup, load_setup
 from audit_operator.cli.requests import as_text, request_of
 from audit_operator.policy.evaluate import Evaluator
+from audit_operator.policy.explain import Source
 from audit_operator.policy.model import STAGES, Level, Policy, Request, Stage
 from audit_operator.policy.nodes import Node, path_text
 
@@ -210,10 +211,10 @@ def run_tests(tests: Sequence[Test], setup: Setup) -> list[Outcome]:
 
 def _asked(test: Test, setup: Setup) -> tuple[str, Policy]:
     if not test.policy:
-        if len(setup.subjects) == 1:
-            return setup.subjects[0].name, setup.subjects[0].policy
+        if len(setup.sources) == 1:
+            return setup.sources[0].name, setup.sources[0].policy
         return API_SERVERS, setup.server
-    found = [subject for subject in setup.subjects if _is_called(subject, test.policy)]
+    found = [source for source in setup.sources if _is_called(source, test.policy)]
     if len(found) != 1:
         what = "fits several policies" if found else "is none of the policies"
         raise CliError(
@@ -222,14 +223,14 @@ def _asked(test: Test, setup: Setup) -> tuple[str, Policy]:
             line=test.line,
             field="policy",
             value=repr(test.policy),
-            way_out=f"there are {', '.join(subject.name for subject in setup.subjects)}",
+            way_out=f"there are {', '.join(source.name for source in setup.sources)}",
         )
     return found[0].name, found[0].policy
 
 
-def _is_called(subject: Subject, name: str) -> bool:
+def _is_called(source: Source, name: str) -> bool:
     """By its whole name, or by what stands behind a slash in it."""
-    return subject.name == name or subject.name.endswith(f"/{name}")
+    return source.name == name or source.name.endswith(f"/{name}")
 
 
 def _outcome(test: Test, setup: Setup, asked: str, evaluator: Evaluator, policy: Policy) -> Outcome:

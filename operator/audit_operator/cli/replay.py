@@ -19,9 +19,10 @@ from msgspec import UNSET, Raw, UnsetType
 from audit_operator.cli.errors import CliError, reason
 from audit_operator.cli.inputs import STDIN, open_file, shown
 from audit_operator.cli.output import bytes_text, console, counted, printable
-from audit_operator.cli.policies import Setup, Subject
+from audit_operator.cli.policies import Setup
 from audit_operator.policy.evaluate import Evaluator
 from audit_operator.policy.events import Event, EventError, ObjectRef, decode, split
+from audit_operator.policy.explain import Source
 from audit_operator.policy.model import Level, Policy, Request
 from audit_operator.policy.request import request_of
 
@@ -70,14 +71,17 @@ class RuleShare(NamedTuple):
 
 
 class Share(NamedTuple):
-    """What one policy gets. ``short``: events that hold less than it asks for, as recorded or as the server records."""
+    """What one policy gets. ``recorded_less``: events that hold less than it asks for; ``not_covered``: events of which
+    API servers would record less than it asks for.
+    """
 
     name: str
     sinks: tuple[str, ...]
     kept: Volume
     levels: dict[Level, Volume]
     rules: tuple[RuleShare, ...]
-    short: int
+    recorded_less: int
+    not_covered: int
 
 
 class SinkShare(NamedTuple):
@@ -137,9 +141,9 @@ _RESPONSE_KEY: Final = len(',"responseObject":')
 class Replay:
     """Counts events. ``server`` is what API servers run; nobody gets more than that."""
 
-    def __init__(self, subjects: Sequence[Subject], server: Policy) -> None:
-        self._subjects = subjects
-        self._policies = [*(subject.policy for subject in subjects), server]
+    def __init__(self, sources: Sequence[Source], server: Policy) -> None:
+        self._sources = sources
+        self._policies = [*(source.policy for source in sources), server]
         self._evaluators = [Evaluator(policy) for policy in self._policies]
         self._minimal = any(rule.level is Level.MINIMAL for policy in self._policies for rule in policy.rules)
         # Requests lead to the counters that they share with all requests for which the same rules decide. The key of
@@ -185,14 +189,15 @@ class Replay:
         for choice, tallies in self._choices.items():
             for (stage, recorded), sizes in tallies.items():
                 read = read.plus(Volume(sizes.events, sizes.total))
-                at_most = min(_level(recorded), server_table.level(choice[-1], stage))
-                server_table.count(choice[-1], stage, at_most, sizes)
+                held = _level(recorded)
+                covered = server_table.level(choice[-1], stage)
+                server_table.count(choice[-1], stage, held, covered, sizes)
                 most = Level.NONE
                 reached: dict[str, Level] = {}
-                for subject, table, rule in zip(self._subjects, tables, choice, strict=False):
-                    level = table.count(rule, stage, at_most, sizes)
+                for source, table, rule in zip(self._sources, tables, choice, strict=False):
+                    level = table.count(rule, stage, held, covered, sizes)
                     most = max(most, level.server)
-                    for sink in subject.sinks:
+                    for sink in source.sinks:
                         reached[sink] = max(level, reached.get(sink, Level.NONE))
                 needed = needed.plus(sizes.at(most))
                 for sink, level in reached.items():
@@ -202,7 +207,7 @@ class Replay:
             malformed=self._malformed,
             complaints=tuple(self._complaints),
             policies=tuple(
-                table.share(subject.name, subject.sinks) for subject, table in zip(self._subjects, tables, strict=True)
+                table.share(source.name, source.sinks) for source, table in zip(self._sources, tables, strict=True)
             ),
             sinks=tuple(SinkShare(name, _sum(levels), levels) for name, levels in sorted(sinks.items())),
             server=server_table.share("", ()),
@@ -232,21 +237,21 @@ class _Table:
         self._kept = [Volume()] * len(self._rules)
         self._matched = [0] * len(self._rules)
         self._levels: dict[Level, Volume] = {}
-        self._short = 0
+        self._recorded_less = self._not_covered = 0
 
     def level(self, rule: int | None, stage: str) -> Level:
         """What the rule says of an event at this stage."""
         _, level, omitted = self._rules[-1 if rule is None else rule]
         return Level.NONE if stage in omitted else level
 
-    def count(self, rule: int | None, stage: str, at_most: Level, sizes: _Sizes) -> Level:
-        """Count events that hold no more than ``at_most``. Returns the level at which the policy gets them."""
+    def count(self, rule: int | None, stage: str, held: Level, covered: Level, sizes: _Sizes) -> Level:
+        """Count events recorded at level ``held``, of which API servers record ``covered``; at which it gets them."""
         index = -1 if rule is None else rule
         level = self.level(rule, stage)
-        if level.server > at_most:
-            self._short += sizes.events
+        self._recorded_less += sizes.events if level.server > held else 0
+        self._not_covered += sizes.events if level.server > covered else 0
         self._matched[index] += sizes.events
-        level = min(level, at_most)
+        level = min(level, held, covered)
         volume = sizes.at(level)
         self._kept[index] = self._kept[index].plus(volume)
         _add(self._levels, level, volume)
@@ -255,7 +260,8 @@ class _Table:
     def share(self, name: str, sinks: tuple[str, ...]) -> Share:
         rows = zip(self._rules, self._matched, self._kept, strict=True)
         rules = tuple(RuleShare(origin, level, matched, kept) for (origin, level, _), matched, kept in rows)
-        return Share(name, sinks, _sum(self._levels), dict(sorted(self._levels.items())), rules, self._short)
+        levels = dict(sorted(self._levels.items()))
+        return Share(name, sinks, _sum(levels), levels, rules, self._recorded_less, self._not_covered)
 
 
 def _add(levels: dict[Level, Volume], level: Level, volume: Volume) -> None:
@@ -374,9 +380,8 @@ def _is_document(data: bytes) -> bool:
 
 def _unpacked(raw: BinaryIO) -> BinaryIO:
     """The stream, decompressed if it is gzip, whatever its name: rotated logs are renamed as people like."""
-    if not isinstance(raw, io.BufferedReader) or raw.peek(2)[:2] != _GZIP:
-        return raw
-    return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
+    stream = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw)  # type: ignore[type-var]
+    return gzip.GzipFile(fileobj=stream) if stream.peek(2)[:2] == _GZIP else stream  # type: ignore[return-value]
 
 
 _MINIMAL_FRAME: Final = len(
@@ -421,7 +426,8 @@ def _share(share: Share) -> dict[str, Any]:
     return {
         **_object(share.kept),
         "levels": _levels(share.levels),
-        "short": share.short,
+        "recordedLess": share.recorded_less,
+        "notCovered": share.not_covered,
         "rules": [
             {"rule": rule.origin, "level": str(rule.level), **_object(rule.kept), "matched": rule.matched}
             for rule in share.rules
@@ -437,35 +443,58 @@ def _object(volume: Volume) -> dict[str, int]:
     return {"events": volume.events, "bytes": volume.size}
 
 
-def show(report: Report, setup: Setup, stream: TextIO, *, rules: bool = True) -> None:
+def show(report: Report, setup: Setup, stream: TextIO) -> None:
     """The report for people: who gets how much, rule by rule, and what API servers write."""
     out = console(stream)
-    out.print(f"Read {counted(report.read.events, 'event')}, {bytes_text(report.read.size)}.")
-    if report.malformed:
-        out.print(f"{counted(report.malformed, 'line')} could not be read:", style="yellow")
-        for complaint in report.complaints:
-            out.print(f"  {printable(complaint.file)}:{complaint.line}: {printable(complaint.message)}")
+    _show_read(report, out)
     for share in report.policies:
         to = f" → {', '.join(share.sinks)}" if share.sinks else ""
         table = _table(f"{share.name}{to}", "rule", "level", "matched", "events", "bytes", "of the bytes")
-        for rule in share.rules if rules else ():
+        for rule in share.rules:
             if rule.matched:
                 name = "no rule matches" if rule.origin is None else rule.origin
                 table.add_row(printable(name), str(rule.level), f"{rule.matched:,}", *_cells(rule.kept, report.read))
         _add_total(table, share, report.read)
         out.print(table)
-        if share.short:
-            out.print(f"{counted(share.short, 'event')} hold less than it asks for, as recorded.", style="yellow")
+        _warn(out, share.recorded_less, "were recorded at a lower level than it asks for: it would get more")
+        _warn(out, share.not_covered, "are recorded by API servers at a lower level than it asks for")
         out.print()
+    _show_sinks(report, out)
+    _show_server(report, setup, out)
+
+
+def show_summary(report: Report, setup: Setup, stream: TextIO) -> None:
+    """The report in short: a line for every policy and sink."""
+    out = console(stream)
+    _show_read(report, out)
+    table = _table("Policies", "policy", "events", "bytes", "of the bytes", "rule")
+    table.columns[-1].header = "most by"
+    for share in report.policies:
+        most = max(share.rules, key=lambda rule: rule.kept.size)
+        by = f"{most.origin} ({most.level})" if most.kept.size else ""
+        table.add_row(printable(share.name), *_cells(share.kept, report.read), printable(by))
+    out.print(table)
+    _show_sinks(report, out)
+    _show_server(report, setup, out)
+
+
+def _show_read(report: Report, out: "Console") -> None:
+    out.print(f"Read {counted(report.read.events, 'event')}, {bytes_text(report.read.size)}.")
+    if report.malformed:
+        out.print(f"{counted(report.malformed, 'line')} could not be read:", style="yellow")
+        for complaint in report.complaints:
+            out.print(f"  {printable(complaint.file)}:{complaint.line}: {printable(complaint.message)}")
+    out.print()
+
+
+def _show_sinks(report: Report, out: "Console") -> None:
     if report.sinks:
-        table = _table(
-            "Sinks: an event that several policies send counts once", "sink", "events", "bytes", "of the bytes"
-        )
+        title = "Sinks: an event that several policies send counts once"
+        table = _table(title, "sink", "events", "bytes", "of the bytes")
         for sink in report.sinks:
             table.add_row(printable(sink.name), *_cells(sink.kept, report.read))
         out.print(table)
         out.print()
-    _show_server(report, setup, out)
 
 
 def _table(title: str, *columns: str) -> "Table":
@@ -480,6 +509,11 @@ def _table(title: str, *columns: str) -> "Table":
 
 def _cells(volume: Volume, whole: Volume) -> tuple[str, str, str]:
     return f"{volume.events:,}", bytes_text(volume.size), _percent(volume.size, whole.size)
+
+
+def _warn(out: "Console", events: int, what: str) -> None:
+    if events:
+        out.print(f"{counted(events, 'event')} {what}.", style="yellow")
 
 
 def _percent(part: int, whole: int) -> str:
@@ -504,12 +538,13 @@ def _show_server(report: Report, setup: Setup, out: "Console") -> None:
     excess = Volume(kept.events - needed.events, kept.size - needed.size)
     table.add_row("what the union adds", *_cells(excess, report.read))
     out.print(table)
-    if report.server.short:
+    if excess.size and setup.plan is not None:
         out.print(
-            f"{counted(report.server.short, 'event')} were recorded at a lower level than API servers would now write: "
-            "record at RequestResponse to see all of it.",
-            style="yellow",
+            "The union adds what cannot be told apart before: a namespaceSelector counts as every namespace, so that a "
+            "label restarts no API server, and tenants as spec.tenants.level of the AuditBackend.\n"
+            "Nobody gets it: receivers decide each policy exactly."
         )
+    _warn(out, report.server.recorded_less, "were recorded at a lower level than API servers would now write them at")
     unknown = report.namespaces - setup.namespaces
     if unknown and setup.plan is not None:
         some = ", ".join(sorted(map(printable, unknown))[:5])

@@ -94,11 +94,13 @@ def _request(wire: _Wire) -> Request:
 
 
 def as_object(request: Request) -> dict[str, Any]:
-    """The request as an object: what is empty is left out."""
-    values = {field.encode_name: getattr(request, field.name) for field in msgspec.structs.fields(_Wire)}
-    del values["isResource"]
-    shown_values = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items() if value}
-    return {key: shown_values[key] for key in ("user", *shown_values) if key in shown_values}
+    """The request as an object: what is empty is left out, and isResource where resource or path says it."""
+    members: dict[str, Any] = {} if request.user is None else {"user": request.user}
+    for field in msgspec.structs.fields(_Wire):
+        value = getattr(request, field.name)
+        if value and field.name not in ("user", "is_resource"):
+            members[field.encode_name] = list(value) if isinstance(value, tuple) else value
+    return members
 
 
 def as_text(request: Request) -> str:
@@ -185,4 +187,17 @@ def _refused(message: str, file: str, line: int, field: str) -> CliError:
         )
     if missing := re.search(r"missing required field `([^`]*)`", message):
         return CliError(f"{missing[1]} is required", file=file, line=line, field=field, way_out="for example get")
-    return CliError(what.replace("Expected", "must be", 1).replace("`", ""), file=file, line=line, field=inner)
+    for word, words in _TYPES.items():
+        what = re.sub(rf"`{word}( \| null)?`", words, what)
+    return CliError(what.replace("Expected", "must be", 1), file=file, line=line, field=inner)
+
+
+_TYPES: Final = {
+    "str": "a string",
+    "array": "a list",
+    "object": "an object",
+    "bool": "true or false",
+    "int": "a number",
+    "float": "a number",
+    "null": "null",
+}
