@@ -162,9 +162,10 @@ def test_coverage_is_said_rightly_and_not_covered_with_proof(server: Policy, pol
         assert not is_enough(decided.decide(coverage.request), wanted.decide(coverage.request))
 
 
-@given(st.lists(policies, min_size=1, max_size=4))
-@settings(max_examples=25, deadline=None)
-def test_a_union_covers_each_of_its_policies(wanted: list[Policy]) -> None:
+@given(st.lists(policies, min_size=1, max_size=4), selecting_rules)
+@settings(max_examples=40, deadline=None)
+def test_a_union_covers_each_of_its_policies(wanted: list[Policy], selecting: Rule) -> None:
+    wanted = [*wanted, Policy(rules=(*wanted[0].rules[:1], selecting, *wanted[0].rules[1:]))]
     server = union(wanted)
     for policy in wanted:
         assert covers(server, policy) == Coverage(covered=True)

@@ -104,14 +104,15 @@ def covers(server: Policy, policy: Policy) -> Coverage:
     servers = (*server.rules, ends)
     index = RegionIndex([Region.of(rule) for rule in servers])
     outcomes = [*(outcome_of(server, rule) for rule in server.rules), NOTHING]
-    certain = [rule for rule in policy.rules if rule.namespace_selector is None]
     for number, rule in enumerate(policy.rules):
         need = outcome_of(policy, rule)
         if need == NOTHING:
             continue
         meets, covering = index.relations(Region.of(rule))
         reach = meets & (covering ^ (covering - 1))
-        before = [other for other in policy.rules[:number] if other in certain]
+        before = [other for other in policy.rules[:number] if other.namespace_selector is None]
+        if rule.namespace_selector is not None:
+            before.append(Rule(level=Level.NONE, namespaces=("",)))  # no selector selects it
         standing = [servers[position] for position in _positions(reach)]
         for place, position in enumerate(_positions(reach)):
             if _enough(outcomes[position], need):
