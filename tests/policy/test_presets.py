@@ -10,9 +10,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audit_operator.cli.policies import Subject
 from audit_operator.cli.replay import Replay, replay_file
 from audit_operator.policy.evaluate import Evaluator
+from audit_operator.policy.explain import Source
 from audit_operator.policy.lint import Severity, lint_text
 from audit_operator.policy.model import Level, Policy, Request, Rule, Stage
 from audit_operator.policy.presets import NAMES, preset, text
@@ -389,7 +389,7 @@ def test_cis_records_what_the_benchmark_asks_for(item: str, request_: Request, l
 
 def test_the_volumes_in_the_docs_are_those_of_the_recorded_traffic() -> None:
     everything = Policy(rules=(Rule(level=Level.REQUEST_RESPONSE),))
-    replay = Replay([Subject(name, preset(name)) for name in NAMES], everything)
+    replay = Replay([Source(name, preset(name)) for name in NAMES], everything)
     replay_file(str(TESTS / "data/audit-eventlists.jsonl.gz"), replay)
     shares = replay.report().policies
     whole = next(share.kept.size for share in shares if share.name == "Metadata")
