@@ -322,11 +322,15 @@ class _ValueIndex:
     def __init__(self, fields: Sequence[Values]) -> None:
         self._all = (1 << len(fields)) - 1
         self._any = _mask(i for i, values in enumerate(fields) if values is None)
-        named: dict[str, list[int]] = {}
+        same: dict[frozenset[str], list[int]] = {}
         for i, values in enumerate(fields):
-            for value in values or ():
-                named.setdefault(value, []).append(i)
-        self._named = {value: _mask(positions) for value, positions in named.items()}
+            if values is not None:
+                same.setdefault(values, []).append(i)
+        self._named: dict[str, int] = {}
+        for values, positions in same.items():
+            mask = _mask(positions)
+            for value in values:
+                self._named[value] = self._named.get(value, 0) | mask
         self._memo: dict[frozenset[str], tuple[int, int]] = {}
 
     def relations(self, values: Values) -> tuple[int, int]:
