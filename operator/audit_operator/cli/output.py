@@ -84,11 +84,13 @@ def counted(number: int, one: str, several: str = "") -> str:
 
 
 def write_file(name: str, text: str) -> None:
-    """The text as the file ``name``, whole or not at all. Raises CliError."""
+    """The text as the file ``name``, whole or not at all; into a device or pipe as it comes. Raises CliError."""
     with _errors(name):
-        path = Path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, text)
+        path = Path(name).resolve()
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")  # a rename would put a file in the place of /dev/null
+        else:
+            _update(path, text)
 
 
 def write_folder(name: str, files: Mapping[str, str]) -> list[str]:
@@ -111,15 +113,12 @@ def write_folder(name: str, files: Mapping[str, str]) -> list[str]:
                 )
         stale = sorted(path for path in known - files.keys() if (folder / path).is_file())
         # The manifest first: after a crash it lists too much, which the next call sets right; never too little.
-        _replace(folder / MANIFEST, _manifest_text(known | files.keys()))
+        _update(folder / MANIFEST, _manifest_text(known | files.keys()))
         for path, text in files.items():
-            target = folder / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if not _holds(target, text):
-                _replace(target, text)
+            _update(folder / path, text)
         for path in stale:
             _remove(folder, path)
-        _replace(folder / MANIFEST, _manifest_text(files.keys()))
+        _update(folder / MANIFEST, _manifest_text(files.keys()))
     return stale
 
 
@@ -166,13 +165,20 @@ def _remove(folder: Path, path: str) -> None:
                 (folder / parent).rmdir()
 
 
-def _replace(path: Path, text: str) -> None:
-    """Write beside it, then rename: whoever reads sees the old text or the new one. Modes follow the umask."""
+def _update(path: Path, text: str) -> None:
+    """Write the text unless it is there already: beside the file first, then renamed, so that nobody reads half of it.
+
+    Modes follow the umask; those of a file that is there stay. Scripts can be run.
+    """
+    if _holds(path, text):
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mode = path.stat().st_mode & 0o777 if path.exists() else (0o777 if path.suffix == ".sh" else 0o666) & ~_umask()
     handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
             file.write(text)
-        Path(beside).chmod(path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
+        Path(beside).chmod(mode)
         Path(beside).replace(path)
     except BaseException:
         Path(beside).unlink(missing_ok=True)

@@ -113,7 +113,7 @@ def _tests(document: Document) -> Iterator[Test]:
                 file=document.file,
                 line=item.line,
                 field=path_text(path),
-                way_out="such as {verb: get}",
+                way_out="such as {verb: get, resource: pods}",
             )
         found = request_of(request.value, file=document.file, line=request.line, field=path_text((*path, "request")))
         yield Test(

@@ -1,0 +1,224 @@
+"""What `audit-operator render` and `crds` write, where, and what they leave alone."""
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+import yaml
+from commands import CLUSTER, DEMO_SET, call, write
+
+from audit_operator.cli.output import MANIFEST, bytes_text, printable
+from audit_operator.resources.crd import crds, reference
+
+POLICY = "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n- level: Metadata\n"
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_the_folder_the_json_and_standard_output_hold_the_same_texts(tmp_path: Path) -> None:
+    result = call("render", *DEMO_SET, "-o", tmp_path / "out")
+    assert result.code == 0
+    files = json.loads(call("render", *DEMO_SET, "-o", "json").out)["files"]
+    assert result.out == f"{len(files)} files in {tmp_path}/out; start with {tmp_path}/out/README.md\n"
+    written = tree(tmp_path / "out")
+    assert {name: data.decode() for name, data in written.items() if name != MANIFEST} == files
+    assert call("render", *DEMO_SET).out == "".join(f"==> {name} <==\n{text}\n" for name, text in files.items())
+
+
+def test_what_is_there_already_and_was_not_rendered_is_left_alone(tmp_path: Path) -> None:
+    own = write(tmp_path / "out/README.md", "mine\n")
+    write(tmp_path / "out/notes.txt", "mine\n")
+    result = call("render", "-f", CLUSTER, "-o", tmp_path / "out")
+    assert result.code == 2
+    assert result.err.startswith(f"error: {own}: is there already, and `audit-operator render` did not write it; move ")
+    assert tree(tmp_path / "out") == {"README.md": b"mine\n", "notes.txt": b"mine\n"}
+
+
+def test_a_second_call_updates_removes_what_is_gone_and_touches_nothing_else(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    call("render", "-f", CLUSTER, "-o", out)
+    write(out / "notes.txt", "mine\n")
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    unchanged = call("render", "-f", CLUSTER, "-o", out)
+    assert unchanged.out.startswith(f"{len(before) - 2} files in {out}; ")
+    rewritten = {path for path, time in before.items() if path.stat().st_mtime_ns != time}
+    assert rewritten == set()
+    fewer = write(
+        tmp_path / "fewer.yaml", CLUSTER.read_text(encoding="utf-8").split("---\napiVersion: audit-op")[0] + POLICY_DOC
+    )
+    result = call("render", "-f", fewer, "-o", out)
+    assert "old files removed" in result.out
+    assert not (out / "status/team-b").exists()
+    assert (out / "notes.txt").read_text(encoding="utf-8") == "mine\n"
+    fresh = tmp_path / "fresh"
+    call("render", "-f", fewer, "-o", fresh)
+    assert tree(out) == {**tree(fresh), "notes.txt": b"mine\n"}
+
+
+POLICY_DOC = """\
+---
+apiVersion: audit-operator.dev/v1alpha1
+kind: AuditPolicy
+metadata: {name: one, namespace: audit-system}
+spec: {preset: CIS}
+"""
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        "",
+        "[]",
+        '{"files": ["../victim"]}',
+        '{"files": ["/etc/passwd"]}',
+        '{"files": ["a//b"]}',
+        '{"files": [1]}',
+        "[" * 9999,
+    ],
+)
+def test_a_manifest_that_render_did_not_write_removes_nothing(tmp_path: Path, manifest: str) -> None:
+    victim = write(tmp_path / "victim", "mine\n")
+    write(tmp_path / "out" / MANIFEST, manifest)
+    result = call("render", "-f", CLUSTER, "-o", tmp_path / "out")
+    assert result.code == 2
+    assert result.err == (
+        f"error: {tmp_path}/out/{MANIFEST}: is not what `audit-operator render` writes; remove it, and look why\n"
+    )
+    assert victim.exists()
+
+
+def test_scripts_can_be_run_and_nothing_else(tmp_path: Path) -> None:
+    call("render", *DEMO_SET, "-o", tmp_path)
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            assert bool(path.stat().st_mode & stat.S_IXUSR) == (path.suffix == ".sh"), path
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    file = write(tmp_path / "file", "")
+    result = call("render", "-f", CLUSTER, "-o", file / "out")
+    assert result.code == 2
+    assert result.err.startswith(f"error: {file}")
+
+
+def test_one_bad_resource_is_reported_with_its_line_and_the_others_render(tmp_path: Path) -> None:
+    good = json.loads(call("render", "-f", CLUSTER, "-o", "json").out)["files"]
+    text = CLUSTER.read_text(encoding="utf-8").replace(
+        "kind: AuditPolicy\nmetadata: {name: own", "kind: AuditPolicy\nmetadata: {name: own, nam: x"
+    )
+    path = write(
+        tmp_path / "cluster.yaml", text.replace("level: Request\n    resources: [{group: apps}]", "level: Reqest")
+    )
+    result = call("render", "-f", path, "-o", "json")
+    answer = json.loads(result.out)
+    line = next(
+        number for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1) if "Reqest" in line
+    )
+    assert result.code == 1
+    assert answer["problems"] == [
+        f"{path}:{line}: AuditPolicy team-b/own: spec.rules[0].level: 'Reqest' is not known; did you mean Request?"
+    ]
+    assert answer["files"]["apiserver/policy.yaml"] == good["apiserver/policy.yaml"]
+    statuses = {status["metadata"]["name"]: status["status"]["conditions"] for status in answer["statuses"]}
+    ready = next(condition for condition in statuses["own"] if condition["type"] == "Ready")
+    assert (ready["status"], ready["reason"]) == ("False", "Invalid")
+    assert "did you mean Request?" in ready["message"]
+
+
+def test_a_policy_file_counts_as_a_policy_of_the_platform(tmp_path: Path) -> None:
+    path = write(tmp_path / "Today_Policy.yaml", POLICY)
+    answer = json.loads(call("render", "-f", path, "-o", "json").out)
+    assert [status["metadata"] for status in answer["statuses"]] == [
+        {"name": "today-policy", "namespace": "audit-system"}
+    ]
+    rules = yaml.safe_load(answer["files"]["apiserver/policy.yaml"])["rules"]
+    assert rules == [{"level": "Metadata"}]
+
+
+def test_version_root_namespace_and_image_reach_the_result() -> None:
+    files = json.loads(
+        call("render", "-f", CLUSTER, "-o", "json", "--kubernetes-version", "1.30", "--root-namespace", "audit",
+             "--image", "registry.example.com/ao:1").out
+    )["files"]  # fmt: skip
+    assert "For Kubernetes 1.30." in files["apiserver/policy.yaml"]
+    assert any("registry.example.com/ao:1" in text for text in files.values())
+    assert call("render", "-f", CLUSTER, "--server-version", "1.30").code in (0, 1)
+
+
+# --- crds ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_definitions_go_to_a_folder_a_stream_or_json(tmp_path: Path) -> None:
+    assert call("crds", "-o", tmp_path / "crds") == (0, "", "")
+    assert {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "crds").iterdir()} == crds()
+    documents = list(yaml.safe_load_all(call("crds").out))
+    assert documents == json.loads(call("crds", "-o", "json").out)
+    assert len(documents) == 3
+
+
+def test_the_reference_goes_to_a_file_or_a_stream(tmp_path: Path) -> None:
+    assert call("crds", "--reference", "-o", tmp_path / "docs/reference.md").code == 0
+    assert (
+        (tmp_path / "docs/reference.md").read_text(encoding="utf-8") == reference() == call("crds", "--reference").out
+    )
+    assert call("crds", "--reference", "-o", "json").code == 2
+
+
+def test_a_device_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    assert call("crds", "--reference", "-o", "/dev/null").code == 0
+    assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+    link = tmp_path / "link.md"
+    link.symlink_to(write(tmp_path / "page.md", ""))
+    assert call("crds", "--reference", "-o", link).code == 0
+    assert link.is_symlink()
+    assert (tmp_path / "page.md").read_text(encoding="utf-8") == reference()
+    assert call("crds", "--reference", "-o", tmp_path).err.startswith(f"error: {tmp_path}: is a folder; ")
+
+
+# --- demo ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_demo_shows_files_traffic_and_one_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)  # it finds the examples of its checkout
+    result = call("demo")
+    assert (result.code, result.err) == (0, "")
+    for part in (
+        "README.md",
+        "policy.yaml",
+        "program.json",
+        "Read 801 events",
+        "audit-system/siem",
+        "alice (developers)",
+    ):
+        assert part in result.out
+    answer = json.loads(call("demo", "-o", "json").out)
+    assert answer["problems"] == []
+    assert answer["replay"]["read"]["events"] == 801
+    assert {sink["sink"] for sink in answer["replay"]["sinks"]} >= {"audit-system/siem", "team-a/loki"}
+    levels = {policy["policy"]: policy["delivered"]["level"] for policy in answer["explain"]["policies"]}
+    assert len(set(levels.values())) >= 4, "the request is one of which everybody gets something else"
+
+
+def test_a_demo_without_examples_says_where_they_are(tmp_path: Path) -> None:
+    result = call("demo", tmp_path)
+    assert result.code == 2
+    assert "run it in a checkout of the project" in result.err
+
+
+# --- small things ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (99_400, "99.4 kB"), (99_600, "100 kB"), (999_499, "999 kB"),
+     (999_500, "1.0 MB"), (10**12, "1.0 TB"), (10**16, "10000 TB")],
+)  # fmt: skip
+def test_bytes_are_shown_with_three_digits(number: int, text: str) -> None:
+    assert bytes_text(number) == text
+
+
+def test_nothing_that_moves_a_cursor_is_printable() -> None:
+    assert printable("a\x1b[31m\r\n\u202e\ud800é") == "a\\x1b[31m\\r\\n\\u202e\\ud800é"
