@@ -34,9 +34,10 @@ contracts: $(STAMP) ## imports go down only
 
 check: lint types contracts test ## everything CI runs
 
-generate: $(STAMP) ## write what is generated from the models: crds/, docs/reference.md
+generate: $(STAMP) ## write what is generated: crds/, docs/reference.md, docs/cli.md
 	$(BIN)/audit-operator crds -o crds
 	$(BIN)/audit-operator crds --reference -o docs/reference.md
+	$(BIN)/python -m audit_operator.cli.manual > docs/cli.md
 
 bench: $(STAMP) ## the tables of docs/benchmarks.md
 	$(BIN)/python -m bench

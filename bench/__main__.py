@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterable, Iterator
 
-from bench import evaluate, lint, requests, union
+from bench import evaluate, lint, replay, requests, union
 from bench.table import Row, show
 
 
@@ -16,6 +16,7 @@ def _requests() -> Iterator[Row]:
 BENCHMARKS: dict[str, Callable[[], Iterable[Row]]] = {
     "evaluate": evaluate.run,
     "requests": _requests,
+    "replay": replay.run,
     "lint": lint.run,
     "union": union.run,
 }

@@ -8,13 +8,15 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import CLUSTER, DEMO_SET, EXAMPLES, SCRIPT, call, spawn, write
+from commands import CLUSTER, DEMO_SET, EXAMPLES, ROOT, SCRIPT, call, spawn, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from audit_operator import __version__
 from audit_operator.cli import policies
-from audit_operator.cli.app import app
+from audit_operator.cli.app import NEWEST_TEXT, app
+from audit_operator.cli.manual import manual
+from audit_operator.policy.load import NEWEST
 
 POLICY = "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n- level: Metadata\n"
 TRAFFIC = EXAMPLES / "traffic/sample.jsonl.gz"
@@ -115,6 +117,14 @@ def test_a_bug_is_a_line_and_with_debug_a_traceback(monkeypatch: pytest.MonkeyPa
     )
     with pytest.raises(RuntimeError):
         call("--debug", "explain", "-f", CLUSTER, "--verb", "get", "--path", "/x")
+
+
+def test_the_page_about_the_command_line_is_current() -> None:
+    assert (ROOT / "docs/cli.md").read_text(encoding="utf-8") == manual(), "make generate writes it"
+
+
+def test_the_version_that_help_shows_is_the_newest_known() -> None:
+    assert ".".join(map(str, NEWEST)) == NEWEST_TEXT
 
 
 def test_every_command_has_help_with_examples() -> None:

@@ -228,6 +228,14 @@ def test_events_may_come_on_standard_input(tmp_path: Path) -> None:
         assert answer["read"]["events"] == 1
 
 
+def test_a_file_without_any_event_is_bad_input(tmp_path: Path) -> None:
+    result = call("replay", "-f", CLUSTER, "--events", write(tmp_path / "e.jsonl", "nonsense\n"))
+    assert result.code == 2
+    assert result.err.endswith("error: no line of this is an audit event\n")
+    assert f"{tmp_path}/e.jsonl:1: not an audit event" in result.out
+    assert call("replay", "-f", CLUSTER, "--events", write(tmp_path / "empty", "")).code == 0
+
+
 def test_namespaces_without_known_labels_are_named() -> None:
     result = call("replay", "-f", EXAMPLES / "platform", "--events", TRAFFIC)
     assert "No labels are known of " in result.out

@@ -92,6 +92,8 @@ def version(text: str) -> tuple[int, int]:
 
 
 OLDEST: Final = (1, 28)
+NEWEST_TEXT: Final = "1.36"
+"""audit_operator.policy.load.NEWEST, which `--help` need not load."""
 
 Files = Annotated[
     list[str],
@@ -103,7 +105,7 @@ Files = Annotated[
         "May be given several times.",
     ),
 ]
-Output = Annotated[Format, typer.Option("-o", "--output", help="Form of the answer.")]
+Output = Annotated[Format, typer.Option("-o", "--output", metavar="text|json", help="Form of the answer.")]
 Server = Annotated[
     Any,
     typer.Option(
@@ -112,7 +114,6 @@ Server = Annotated[
         metavar="VERSION",
         parser=version,
         help="Version of the API servers.",
-        show_default="1.36",
     ),
 ]
 RootNamespace = Annotated[
@@ -149,12 +150,13 @@ def show_version() -> None:
 
 def examples(*lines: str) -> str:
     """Examples below a command's help, each line as it is."""
-    return "\b\nExamples:\n" + "\n".join(f"  audit-operator {line}" for line in lines)
+    commands = (line if "audit-operator" in line else f"audit-operator {line}" for line in lines)
+    return "\b\nExamples:\n" + "\n".join(f"  {command}" for command in commands)
 
 
 @app.command(
     epilog=examples(
-        "render -f examples -o out",
+        "render -f examples/namespaces.yaml -f examples/platform -f examples/tenants -o out",
         "render -f policies/ -f namespaces.yaml --kubernetes-version 1.34 -o out",
         "kustomize build . | audit-operator render -f - -o json",
     )
@@ -171,7 +173,7 @@ def render(
             help="Folder to write to, or json. Left out: everything on standard output.",
         ),
     ] = "",
-    server: Server = "1.36",
+    server: Server = NEWEST_TEXT,
     root_namespace: RootNamespace = "audit-system",
     image: Annotated[str, typer.Option(metavar="IMAGE", help="Image of the receiver, if not this version's own.")] = "",
 ) -> None:
@@ -225,7 +227,11 @@ def lint(
         ),
     ] = None,
     fail_on: Annotated[
-        FailOn, typer.Option(help="From which severity on the exit code is 1; a file that is not accepted always is.")
+        FailOn,
+        typer.Option(
+            metavar="error|warning|info|never",
+            help="From which severity on the exit code is 1; a file that is not accepted always is.",
+        ),
     ] = FailOn.ERROR,
     output: Output = Format.TEXT,
 ) -> None:
@@ -288,7 +294,7 @@ def explain(
     namespace: Annotated[str, typer.Option("-n", "--namespace", metavar="NAMESPACE", help="Of the resource.")] = "",
     name: Annotated[str, typer.Option(metavar="NAME", help="Of the object, as in the URL.")] = "",
     path: Annotated[str | None, typer.Option(metavar="PATH", help="Of a request for no resource: /healthz.")] = None,
-    server: Server = "1.36",
+    server: Server = NEWEST_TEXT,
     root_namespace: RootNamespace = "audit-system",
     output: Output = Format.TEXT,
 ) -> None:
@@ -336,7 +342,7 @@ def diff(
     *,
     before: Annotated[str, typer.Argument(metavar="A", help="File, folder, or - for standard input.")],
     after: Annotated[str, typer.Argument(metavar="B", help="File, folder, or -.")],
-    server: Server = "1.36",
+    server: Server = NEWEST_TEXT,
     root_namespace: RootNamespace = "audit-system",
     output: Output = Format.TEXT,
 ) -> None:
@@ -378,7 +384,7 @@ def run_tests(
         typer.Option("-f", "--filename", metavar="FILE|DIR|-", help="The policies. Left out: what the tests name."),
     ] = None,
     junit: Annotated[str, typer.Option(metavar="FILE", help="Write the results as JUnit XML too.")] = "",
-    server: Server = "1.36",
+    server: Server = NEWEST_TEXT,
     root_namespace: RootNamespace = "audit-system",
     output: Output = Format.TEXT,
 ) -> None:
@@ -430,9 +436,9 @@ def import_(
             metavar="[NAMESPACE/]NAME", help="AuditSink that gets what it records. May be given several times."
         ),
     ] = None,
-    server: Server = "1.36",
+    server: Server = NEWEST_TEXT,
     output: Annotated[
-        Format, typer.Option("-o", "--output", help="text: YAML, with the file's comments.")
+        Format, typer.Option("-o", "--output", metavar="text|json", help="text: YAML, with the file's comments.")
     ] = Format.TEXT,
 ) -> None:
     """Make an AuditPolicy of an API server's policy file.
@@ -458,7 +464,7 @@ def import_(
 
 @app.command(
     epilog=examples(
-        "replay -f examples --events examples/traffic/sample.jsonl.gz",
+        "replay -f examples/platform --events examples/traffic/sample.jsonl.gz",
         "replay -f policy.yaml --events /var/log/kubernetes/audit/audit.log",
         "zstdcat audit.log.zst | audit-operator replay -f policies/ --events - -o json",
     )
@@ -474,7 +480,7 @@ def replay(
             "its webhook sent. May be given several times.",
         ),
     ],
-    server: Server = "1.36",
+    server: Server = NEWEST_TEXT,
     root_namespace: RootNamespace = "audit-system",
     output: Output = Format.TEXT,
 ) -> None:
@@ -491,10 +497,14 @@ def replay(
     warn((*setup.problems, *setup.notices))
     counters = command.Replay(setup.sources, setup.server)
     command.replay_files(events, counters, sys.stderr)
+    report = counters.report()
     if output is Format.JSON:
-        print_json(command.as_object(counters.report()))
+        print_json(command.as_object(report))
     else:
-        command.show(counters.report(), setup, sys.stdout)
+        command.show(report, setup, sys.stdout)
+    if report.malformed and not report.read.events:
+        fail("no line of this is an audit event")
+        raise typer.Exit(TROUBLE)
 
 
 @app.command(epilog=examples("crds | kubectl apply -f -", "crds -o crds", "crds --reference -o docs/reference.md"))

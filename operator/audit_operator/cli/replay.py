@@ -131,8 +131,15 @@ class _Sizes:
                 return Volume(self.events, self.total)
 
 
-_Tallies = dict[tuple[str, str], _Sizes]
-"""By stage and recorded level."""
+class _Tallies(dict[tuple[str, str], _Sizes]):
+    """Counters by stage and recorded level. ``minimal``: some policy gets the events at level Minimal."""
+
+    __slots__ = ("minimal",)
+
+    def __init__(self, *, minimal: bool) -> None:
+        super().__init__()
+        self.minimal = minimal
+
 
 _REQUEST_KEY: Final = len(',"requestObject":')
 _RESPONSE_KEY: Final = len(',"responseObject":')
@@ -145,7 +152,6 @@ class Replay:
         self._sources = sources
         self._policies = [*(source.policy for source in sources), server]
         self._evaluators = [Evaluator(policy) for policy in self._policies]
-        self._minimal = any(rule.level is Level.MINIMAL for policy in self._policies for rule in policy.rules)
         # Requests lead to the counters that they share with all requests for which the same rules decide. The key of
         # those counters: per policy, the server's last, the index of the deciding rule.
         self._known: dict[Request, _Tallies] = {}
@@ -171,7 +177,7 @@ class Replay:
             sizes.request += body + _REQUEST_KEY
         if body := len(event.response_object):
             sizes.response += body + _RESPONSE_KEY
-        if self._minimal:
+        if tallies.minimal:
             sizes.minimal += _minimal_size(event)
 
     def complain(self, complaint: Malformed) -> None:
@@ -216,13 +222,17 @@ class Replay:
         )
 
     def _decide(self, request: Request) -> _Tallies:
-        choice = tuple([evaluator.decide(request).rule for evaluator in self._evaluators])
+        decisions = [evaluator.decide(request) for evaluator in self._evaluators]
+        choice = tuple([decision.rule for decision in decisions])
         if len(self._known) >= _REMEMBERED:
             self._known.clear()
         if request.namespace and len(self._namespaces) < _REMEMBERED:
             self._namespaces.add(request.namespace)
-        tallies = self._known[request] = self._choices.setdefault(choice, {})
-        return tallies
+        if choice not in self._choices:
+            minimal = any(decision.level is Level.MINIMAL for decision in decisions)
+            self._choices[choice] = _Tallies(minimal=minimal)
+        self._known[request] = self._choices[choice]
+        return self._choices[choice]
 
 
 class _Table:
