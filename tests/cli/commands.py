@@ -3,7 +3,9 @@
 UPDATE_GOLDEN=1 writes what is answered now; look at the difference before committing it.
 """
 
+import contextlib
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +45,27 @@ def spawn(*arguments: str | Path, stdin: bytes = b"", **options: object) -> Resu
         [SCRIPT, *map(str, arguments)], input=stdin, capture_output=True, timeout=60, check=False, **options
     )
     return Result(process.returncode, process.stdout.decode(), process.stderr.decode())
+
+
+def on_terminal(*arguments: str | Path, **environment: str) -> Result:
+    """A command as its own process on a terminal, to which all it says goes."""
+    main, terminal = pty.openpty()
+    inherited = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
+    process = subprocess.Popen(
+        [SCRIPT, *map(str, arguments)],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        env=inherited | {"TERM": "xterm"} | environment,
+    )
+    os.close(terminal)
+    said = b""
+    # Linux ends the reading with an error when the process has closed its end.
+    with contextlib.suppress(OSError):
+        while data := os.read(main, 1 << 16):
+            said += data
+    os.close(main)
+    return Result(process.wait(60), said.decode(), "")
 
 
 def write(path: Path, text: str | bytes) -> Path:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import CLUSTER, DEMO_SET, EXAMPLES, ROOT, SCRIPT, call, spawn, write
+from commands import CLUSTER, DEMO_SET, EXAMPLES, ROOT, SCRIPT, call, on_terminal, spawn, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -84,17 +84,19 @@ def test_a_policy_file_is_linted_without_what_takes_long_to_load(tmp_path: Path)
 
 def test_colours_only_on_a_terminal_and_not_if_somebody_minds(tmp_path: Path) -> None:
     policy = write(tmp_path / "policy.yaml", POLICY + "  verbs: [POST]\n")
-    command = f"{SCRIPT} lint {policy}"
-    environment = {key: value for key, value in os.environ.items() if key != "NO_COLOR"} | {"TERM": "xterm"}
-    assert "\x1b[" not in spawn("lint", policy, env=environment).out
+    for arguments in (("lint", policy), ("replay", "-f", CLUSTER, "--events", TRAFFIC)):
+        assert "\x1b[" not in spawn(*arguments).out
+        assert "\x1b[" in on_terminal(*arguments).out
+    assert "\x1b[" not in on_terminal("lint", policy, NO_COLOR="1").out
+    assert "\x1b[" not in on_terminal("lint", policy, TERM="dumb").out
 
-    def on_terminal(**more: str) -> str:
-        arguments = ["script", "-qec", command, "/dev/null"]
-        return subprocess.run(arguments, capture_output=True, env=environment | more, check=False).stdout.decode()
 
-    assert "\x1b[" in on_terminal()
-    assert "\x1b[" not in on_terminal(NO_COLOR="1")
-    assert "\x1b[" not in on_terminal(TERM="dumb")
+def test_a_person_sees_how_far_it_is_and_a_program_does_not() -> None:
+    arguments = ("replay", "-f", CLUSTER, "--events", TRAFFIC)
+    shown = on_terminal(*arguments)
+    assert shown.code == 0
+    assert str(TRAFFIC.name) in shown.out
+    assert TRAFFIC.name not in "".join(spawn(*arguments)[1:])
 
 
 def test_a_terminal_that_knows_only_ascii_is_no_reason_to_fail() -> None:
