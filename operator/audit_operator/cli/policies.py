@@ -65,7 +65,7 @@ def load_setup(arguments: Sequence[str], setting: Setting) -> Setup:
 def load_plan(inputs: Inputs, setting: Setting) -> "tuple[Plan, tuple[str, ...]]":
     """All that follows from the resources, and a sentence on each one that is not valid or does not count."""
     from audit_operator.render.plan import render
-    from audit_operator.render.world import IMAGE, Resources, World
+    from audit_operator.render.world import IMAGE, Invalid, Resources, World
 
     items = [_item(document) for document in inputs.resources]
     resources = Resources.of(items)
@@ -77,7 +77,12 @@ def load_plan(inputs: Inputs, setting: Setting) -> "tuple[Plan, tuple[str, ...]]
         image=setting.image or IMAGE,
     )
     plan = render(resources, world)
-    problems = [problem for document in inputs.resources for problem in _problems(document)]
+    problems = [
+        f"{document.file}:{document.line_of(problem.path)}: {item.identity}: {problem}"
+        for document, item in zip(inputs.resources, items, strict=True)
+        if isinstance(item, Invalid)
+        for problem in item.problems
+    ]
     said = {invalid.identity for invalid in resources.invalid if invalid.source}
     problems += [
         f"{status.identity}: {status.ready.message}"
@@ -102,18 +107,6 @@ def _item(document: Document) -> "Resource | Invalid":
         return load_resource(document.node.value)
     except ResourceError as error:
         return Invalid(identity=_identity(document), problems=error.problems, source=f"{document.file}:{document.line}")
-
-
-def _problems(document: Document) -> list[str]:
-    """What is wrong with a resource, with its lines; nothing if it is valid."""
-    from audit_operator.render.world import Invalid
-
-    item = _item(document)
-    if not isinstance(item, Invalid):
-        return []
-    return [
-        f"{document.file}:{document.line_of(problem.path)}: {item.identity}: {problem}" for problem in item.problems
-    ]
 
 
 def _identity(document: Document) -> "Identity":
