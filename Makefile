@@ -45,8 +45,8 @@ bench: $(STAMP) ## the tables of docs/benchmarks.md
 e2e: $(STAMP) ## against a real API server (e2e/README.md says how one is found)
 	$(BIN)/pytest e2e -q
 
-lock: ## pin versions and hashes (needs uv)
-	uv pip compile -q --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 pyproject.toml -o requirements.lock
+lock: ## pin versions and hashes: what the image holds, what contributors need (needs uv)
+	uv pip compile -q --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 --extra operator --extra receiver pyproject.toml -o requirements.lock
 	uv pip compile -q --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 --extra dev pyproject.toml requirements-build.in -o requirements-dev.lock
 
 clean: ## remove .venv and caches
