@@ -5,6 +5,7 @@ on loopback, lives in a temporary folder, and ends with the context.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -100,15 +101,101 @@ def running(flags: Sequence[str] = ()) -> Iterator[ApiServer]:
         with _proxy(kubeconfig) as server:
             yield server
         return
+    with control_plane(flags) as plane:
+        yield plane.api
+
+
+class ControlPlane:
+    """etcd and a kube-apiserver, which can be stopped and started again, at the same address."""
+
+    def __init__(self, binaries: Path, folder: Path, flags: Sequence[str]) -> None:
+        self.binaries = binaries
+        self.folder = folder
+        self._flags = flags
+        self._stack = contextlib.ExitStack()
+        self._server = contextlib.ExitStack()
+        self._port = _free_port()
+        self._token = secrets.token_hex(16)
+        self.api: ApiServer
+
+    def __enter__(self) -> "ControlPlane":
+        self._etcd = self._stack.enter_context(_etcd(self.binaries, self.folder))
+        key = self.folder / "service-account.key"
+        subprocess.run(["openssl", "genrsa", "-out", key, "2048"], check=True, capture_output=True)
+        (self.folder / "tokens.csv").write_text(f"{self._token},admin,admin,system:masters\n")
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self._stack.close()
+
+    def start(self) -> None:
+        """Start the API server and wait until it is ready."""
+        command = _kube_apiserver(self.binaries, self.folder, self._etcd, self._port, self._flags)
+        log = self.folder / "kube-apiserver.log"
+        process = self._server.enter_context(_process(command, log))
+        # It writes its own certificate before it listens.
+        certificate = self.folder / "certificates" / "apiserver.crt"
+        _wait(certificate.exists, process, log)
+        self.api = ApiServer(f"https://127.0.0.1:{self._port}", self._token, certificate)
+        _wait_until_ready(self.api, process, log)
+
+    def stop(self) -> None:
+        """Stop the API server; etcd stays."""
+        self._server.close()
+
+    def kubeconfig(self, token: str = "") -> Path:
+        """A kubeconfig for this server, of the user with this token, else of the administrator."""
+        token = token or self._token
+        path = self.folder / f"kubeconfig-{hashlib.sha256(token.encode()).hexdigest()[:8]}"
+        cluster = {"server": self.api.url, "certificate-authority": str(self.api.ca)}
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "e2e",
+            "clusters": [{"name": "e2e", "cluster": cluster}],
+            "users": [{"name": "e2e", "user": {"token": token}}],
+            "contexts": [{"name": "e2e", "context": {"cluster": "e2e", "user": "e2e"}}],
+        }
+        path.write_text(json.dumps(config))  # JSON is YAML
+        path.chmod(0o600)
+        return path
+
+    @contextlib.contextmanager
+    def controller_manager(self) -> Iterator[None]:
+        """kube-controller-manager with its garbage collector, beside the API server. Raises LookupError without one."""
+        binary = self.binaries / "kube-controller-manager"
+        if not binary.exists():
+            raise LookupError(f"no kube-controller-manager beside kube-apiserver in {self.binaries}")
+        command = [
+            str(binary),
+            f"--kubeconfig={self.kubeconfig()}",
+            "--leader-elect=false",
+            "--bind-address=127.0.0.1",
+            f"--secure-port={_free_port()}",
+            f"--cert-dir={self.folder / 'controller-manager'}",
+            "--controllers=garbage-collector-controller,namespace-controller,serviceaccount-controller",
+        ]
+        with _process(command, self.folder / "kube-controller-manager.log"):
+            yield
+
+
+@contextlib.contextmanager
+def control_plane(flags: Sequence[str] = ()) -> Iterator[ControlPlane]:
+    """A control plane started here; ``flags`` are the API server's. Raises LookupError saying how to get one."""
     binaries = find_binaries()
     if binaries is None:
         raise LookupError(HOW_TO_GET_ONE)
     with (
         tempfile.TemporaryDirectory(prefix="audit-operator-e2e-") as folder,
-        _etcd(binaries, Path(folder)) as etcd,
-        _kube_apiserver(binaries, Path(folder), etcd, flags) as server,
+        ControlPlane(binaries, Path(folder), flags) as plane,
     ):
-        yield server
+        yield plane
 
 
 def find_binaries() -> Path | None:
@@ -150,19 +237,15 @@ def _etcd(binaries: Path, folder: Path) -> Iterator[str]:
         yield url
 
 
-@contextlib.contextmanager
-def _kube_apiserver(binaries: Path, folder: Path, etcd: str, flags: Sequence[str]) -> Iterator[ApiServer]:
-    port, token = _free_port(), secrets.token_hex(16)
-    tokens, key = folder / "tokens.csv", folder / "service-account.key"
-    tokens.write_text(f"{token},admin,admin,system:masters\n")
-    subprocess.run(["openssl", "genrsa", "-out", key, "2048"], check=True, capture_output=True)
-    command = [
+def _kube_apiserver(binaries: Path, folder: Path, etcd: str, port: int, flags: Sequence[str]) -> list[str]:
+    key = folder / "service-account.key"
+    return [
         str(binaries / "kube-apiserver"),
         f"--etcd-servers={etcd}",
         f"--cert-dir={folder / 'certificates'}",
         "--bind-address=127.0.0.1",
         f"--secure-port={port}",
-        f"--token-auth-file={tokens}",
+        f"--token-auth-file={folder / 'tokens.csv'}",
         "--authorization-mode=RBAC",
         f"--service-account-key-file={key}",
         f"--service-account-signing-key-file={key}",
@@ -171,14 +254,6 @@ def _kube_apiserver(binaries: Path, folder: Path, etcd: str, flags: Sequence[str
         "--disable-admission-plugins=ServiceAccount",
         *flags,
     ]
-    log = folder / "kube-apiserver.log"
-    with _process(command, log) as process:
-        # It writes its own certificate before it listens.
-        certificate = folder / "certificates" / "apiserver.crt"
-        _wait(certificate.exists, process, log)
-        server = ApiServer(f"https://127.0.0.1:{port}", token, certificate)
-        _wait_until_ready(server, process, log)
-        yield server
 
 
 @contextlib.contextmanager
