@@ -278,6 +278,18 @@ class ReceiverServiceAccount(Model):
     )
 
 
+class ServiceMonitor(Model):
+    """A ServiceMonitor, by which the Prometheus operator finds the receivers' metrics."""
+
+    enabled: Boolean = Field(False, description="Whether there is one.")
+    labels: Labels = Field(
+        default_factory=dict,
+        description="More labels of it; a Prometheus chooses its ServiceMonitors by label.",
+        examples=[{"release": "prometheus"}],
+    )
+    interval: Duration | None = Field(None, description="Time between two scrapes; omitted: Prometheus' default.")
+
+
 class Receiver(Model):
     """The pods that take events from API servers, apply every AuditPolicy and deliver to the sinks."""
 
@@ -318,6 +330,44 @@ class Receiver(Model):
     service_account: ReceiverServiceAccount = Field(ReceiverServiceAccount(), description="Who pods are.")
     pod_labels: Labels = Field(default_factory=dict, description="More labels of the pods.")
     pod_annotations: Annotations = Field(default_factory=dict, description="More annotations of the pods.")
+    service_monitor: ServiceMonitor = Field(ServiceMonitor(), description="How Prometheus finds their metrics.")
+
+
+# --- certificates ----------------------------------------------------------------------------------------------------
+
+
+class SelfSigned(Model):
+    """The operator's own CA, which it makes, renews and replaces itself."""
+
+
+class IssuerReference(Model):
+    """An issuer of cert-manager that signs for names inside the cluster and hands out its CA, as CA and Vault do."""
+
+    name: Name = Field(description="Name of the issuer; an Issuer is in the operator's namespace.")
+    kind: str = Field(
+        "Issuer",
+        max_length=63,
+        pattern=grammar("^[A-Z][A-Za-z0-9]*$", "a kind such as Issuer or ClusterIssuer"),
+        description="Issuer or ClusterIssuer; in another group the kind it has there.",
+    )
+    group: Name = Field("cert-manager.io", description="API group; external issuers have their own.")
+
+
+class CertManager(Model):
+    """cert-manager makes and renews the certificates."""
+
+    issuer_ref: IssuerReference = Field(description="Who signs both certificates, so that each side trusts the other.")
+
+
+class CertificateSource(Model):
+    """Where receivers and API servers have their certificates from: one of these."""
+
+    self_signed: SelfSigned | None = Field(None, description="The operator's own CA.")
+    cert_manager: CertManager | None = Field(None, description="cert-manager, which must be installed.")
+
+    cel_rules: ClassVar[tuple[CelRule, ...]] = (
+        exactly_one_of("selfSigned", "certManager", what="source of certificates"),
+    )
 
 
 # --- tenants ---------------------------------------------------------------------------------------------------------
@@ -442,6 +492,10 @@ class AuditBackendSpec(Model):
     log: Log = Field(Log(), description="The log backend.")
     webhook: Webhook = Field(Webhook(), description="The webhook backend.")
     receiver: Receiver = Field(Receiver(), description="The pods that take and deliver events.")
+    certificates: CertificateSource = Field(
+        CertificateSource(self_signed=SelfSigned()),
+        description="Where receivers and API servers have the certificates from with which they know each other.",
+    )
     tenants: Tenants = Field(Tenants(), description="What namespaces other than the operator's own may do.")
     server_policy: ServerPolicy = Field(ServerPolicy(), description="The policy that API servers run.")
 
@@ -462,6 +516,12 @@ class AuditBackendStatus(Status):
     sinks: Integer | None = Field(None, ge=0, description="How many AuditSinks are in force.")
     server_rules: Integer | None = Field(None, ge=0, description="How many rules the API servers' policy has.")
     server_policy_hash: str = Field("", max_length=64, description="Hash of the API servers' policy.")
+    api_server_revision: str = Field(
+        "", max_length=253, description="The ConfigMap that holds what API servers are to run, for ever as it is now."
+    )
+    receiver_revision: str = Field(
+        "", max_length=253, description="The ConfigMap that holds what receivers are to run, for ever as it is now."
+    )
 
 
 class AuditBackend(Model):
