@@ -79,7 +79,9 @@ def namespace(api: apiserver.ApiServer) -> None:
     assert api.apply(f"/api/v1/namespaces/{NAMESPACE}", document).ok
 
 
-CERTIFICATES = Certificates(ca="ca", certificate="certificate", key="key")
+CERTIFICATES = Certificates(
+    ca="ca", server_certificate="server", server_key="key", client_certificate="client", client_key="key"
+)
 
 
 @pytest.mark.usefixtures("namespace")

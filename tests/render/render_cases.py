@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from audit_operator.render.program import Reference
 from audit_operator.render.world import Certificates, Identity, Invalid, ReceiverAddress, Resources, World
 from audit_operator.resources.load import Resource, ResourceError, load_resource
 
@@ -47,6 +48,8 @@ def world_of(case: str) -> World:
     given = yaml.safe_load((DATA / case / "world.yaml").read_text())
     major, minor = map(int, given["serverVersion"].split("."))
     certificates = given.get("certificates")
+    served = given.get("served")
+    references = given.get("references")
     address = given.get("receiverAddress", {})
     return World(
         server_version=(major, minor),
@@ -54,6 +57,10 @@ def world_of(case: str) -> World:
         root_namespace=given.get("rootNamespace", "audit-system"),
         image=given.get("image", "audit-operator:test"),
         certificates=Certificates(**certificates) if certificates else None,
+        served=None if served is None else frozenset((each["apiVersion"], each["kind"]) for each in served),
+        references=None
+        if references is None
+        else {Reference(each["kind"], each["namespace"], each["name"]): frozenset(each["keys"]) for each in references},
         receiver_address=ReceiverAddress(node_port=address.get("nodePort")),
     )
 

@@ -1,9 +1,11 @@
 """What follows from a set of resources: the same for the same set, and for each resource whatever the others are."""
 
+import base64
 import random
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,9 +19,19 @@ from audit_operator.policy.evaluate import Evaluator
 from audit_operator.policy.load import load_policy
 from audit_operator.policy.model import Level, Policy, Request, Rule, Stage
 from audit_operator.render.plan import Plan, render
-from audit_operator.render.program import decode, policy_of
-from audit_operator.render.status import Condition, ResourceStatus
-from audit_operator.render.world import Identity, Resources, World
+from audit_operator.render.program import Reference, decode, policy_of
+from audit_operator.render.status import Condition, ResourceStatus, true, under_way, with_conditions
+from audit_operator.render.tls import CERTIFICATE_KIND
+from audit_operator.render.world import (
+    Certificates,
+    Identity,
+    Invalid,
+    ReceiverAddress,
+    Resources,
+    World,
+    identity_of,
+)
+from audit_operator.resources.load import Problem
 
 PRIVATE = re.compile(r"^(status/|README\.md)")
 
@@ -223,8 +235,9 @@ def test_the_status_says_whether_events_have_somewhere_to_go(
 
 def test_without_webhook_there_is_no_receiver() -> None:
     plan = planned(policy(), backend(webhook={"enabled": False}))
-    assert plan.objects == ()
-    assert not [name for name in plan.files() if name.startswith(("manifests", "receiver", "certificates"))]
+    assert {item["metadata"]["labels"]["app.kubernetes.io/component"] for item in plan.objects} == {"apiserver"}
+    manifests = [name for name in plan.files() if name.startswith(("manifests", "receiver", "certificates"))]
+    assert manifests == ["manifests/configmap.audit-apiserver.yaml"]
     assert "apiserver/webhook.kubeconfig" not in plan.files()
 
 
@@ -326,8 +339,8 @@ def test_a_label_changes_the_receiver_and_never_the_api_servers() -> None:
     prod, dev = (planned(selecting, SINK, world=world) for world in worlds)
     assert prod.files()["apiserver/policy.yaml"] == dev.files()["apiserver/policy.yaml"]
     assert prod.program != dev.program
-    changed = [old["kind"] for old, new in zip(prod.objects, dev.objects, strict=True) if old != new]
-    assert changed == ["ConfigMap"]
+    changed = {old["metadata"]["name"] for old, new in zip(prod.objects, dev.objects, strict=True) if old != new}
+    assert {name[: len("audit-receiver-program")] for name in changed} == {"audit-receiver-program"}
 
 
 def test_the_names_of_policies_do_not_reach_the_api_servers() -> None:
@@ -346,9 +359,304 @@ def test_scripts_are_valid_shell(case: str) -> None:
 
 
 def test_a_program_too_large_for_a_config_map_blocks_and_says_so() -> None:
-    long_rules = [
-        {"level": "Metadata", "users": [f"{'u' * 240}{number}-{n}" for n in range(200)]} for number in range(30)
+    noise = random.Random(7)
+    plan = planned(
+        policy(sinks=("out",), rules=long_rules(lambda: base64.b64encode(noise.randbytes(180)).decode())), SINK, FIXED
+    )
+    assert "compressed, and a ConfigMap takes" in str(plan.blocked[0])
+    assert (plan.objects, plan.complete) == ((), False)
+
+
+def long_rules(user: Callable[[], str]) -> list[dict[str, Any]]:
+    """Rules of 2 MB."""
+    return [
+        {"level": "Metadata", "users": [f"{user()[:230]}{number}-{each}" for each in range(200)]}
+        for number in range(40)
     ]
-    plan = planned(policy(sinks=("out",), rules=long_rules), SINK, backend())
-    assert "a ConfigMap takes" in str(plan.blocked[0])
+
+
+FIXED = backend(serverPolicy={"mode": "Fixed", "fixed": {"preset": "Metadata"}})
+
+
+def test_a_program_that_fits_a_config_map_only_as_gzip_is_there_as_gzip_under_the_same_key() -> None:
+    plan = planned(policy(sinks=("out",), rules=long_rules(lambda: "u" * 240)), SINK, FIXED)
+    (stored,) = (item for item in plan.objects if item["metadata"]["name"] == "audit-receiver-program")
+    assert "data" not in stored
+    data = base64.b64decode(stored["binaryData"]["program.json"])
+    assert len(data) < 100_000
+    assert decode(data) == plan.program
+
+
+def test_a_policy_file_too_large_for_a_config_map_blocks_and_says_so() -> None:
+    plan = planned(policy(sinks=("out",), rules=long_rules(lambda: "u" * 240)), SINK, backend())
+    assert str(plan.blocked[0]).startswith("apiserver/policy.yaml: and what belongs to it have ")
+    assert plan.server_files == {}
+
+
+# --- a live cluster --------------------------------------------------------------------------------------------------
+
+
+CERTIFICATES = Certificates(
+    ca="CA", server_certificate="SERVER", server_key="KEY-S", client_certificate="CLIENT", client_key="KEY-C"
+)
+SERVED = frozenset(
+    {
+        ("v1", "ConfigMap"),
+        ("v1", "Secret"),
+        ("v1", "Service"),
+        ("v1", "ServiceAccount"),
+        ("apps/v1", "StatefulSet"),
+        ("networking.k8s.io/v1", "NetworkPolicy"),
+        ("policy/v1", "PodDisruptionBudget"),
+    }
+)
+LIVE = World(served=SERVED, certificates=CERTIFICATES, receiver_address=ReceiverAddress(cluster_ip="10.0.0.9"))
+SPLUNK = {
+    "kind": "AuditSink",
+    "metadata": {"name": "splunk", "namespace": "audit-system"},
+    "spec": {"splunk": {"url": "https://splunk", "token": {"name": "siem", "key": "token"}}},
+}
+
+
+def with_references(**keys: set[str]) -> World:
+    found = {Reference("Secret", "audit-system", name): frozenset(each) for name, each in keys.items()}
+    return structs.replace(LIVE, references=found)
+
+
+@pytest.mark.parametrize(
+    ("world", "status_", "reason", "words"),
+    [
+        (World(), "True", "Configured", "splunk, for 1 AuditPolicy"),
+        (with_references(siem={"token", "other"}), "True", "Configured", "splunk, for 1 AuditPolicy"),
+        (with_references(siem={"other"}), "False", "KeyNotFound", "Secret audit-system/siem has no key token: add it"),
+        (with_references(), "False", "SecretNotFound", "Secret audit-system/siem does not exist: create it"),
+    ],
+)
+def test_a_sink_without_its_credentials_says_which_and_keeps_its_place_in_the_program(
+    world: World, status_: str, reason: str, words: str
+) -> None:
+    plan = planned(policy(sinks=("splunk", "out")), SPLUNK, SINK, world=world)
+    found = condition(plan, "AuditSink", "splunk", "Configured")
+    assert (found.status, found.reason) == (status_, reason)
+    assert found.message.startswith(words)
+    assert "other" not in found.message  # which keys a Secret has is not for everybody who reads a status
+    assert [sink.name for sink in plan.program.sinks] == ["out", "splunk"]
+    resolved = condition(plan, "AuditPolicy", "p", "SinksResolved")
+    assert resolved.status == "True"
+    assert (words in resolved.message) == (status_ == "False")
+    assert condition(plan, "AuditSink", "out", "Configured").status == "True"
+
+
+def kept(good: dict[str, Any], *others: dict[str, Any], world: World | None = None) -> Plan:
+    """With ``good`` in force, whose newest version is broken."""
+    last = item_of({"apiVersion": "audit-operator.dev/v1alpha1"} | good)
+    assert not isinstance(last, Invalid)
+    broken = Invalid(identity=identity_of(last), problems=(Problem("spec", "is odd"),), generation=5, last_good=last)
+    rest = [item_of({"apiVersion": "audit-operator.dev/v1alpha1"} | other) for other in others]
+    return render(Resources.of([broken, *rest], namespace="audit-system"), world or World())
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_the_last_good_version_stays_in_force_while_the_newest_is_not_valid(number: int) -> None:
+    items = [policy(sinks=("out",)), SINK, backend(log={"enabled": False})]
+    items[number] = items[number] | {"metadata": items[number]["metadata"] | {"generation": 4}}
+    sound = planned(*items)
+    good = items.pop(number)
+    plan = kept(good, *items)
+    assert (plan.program, plan.objects, plan.server_files) == (sound.program, sound.objects, sound.server_files)
+    assert plan.blocked == ()
+    found = status(plan, good["kind"], good["metadata"]["name"])
+    assert (found.generation, found.ready.status, found.ready.reason) == (5, "False", "Invalid")
+    assert found.ready.message == "spec: is odd\nuntil then generation 4 stays in force"
+    assert found.fields == status(sound, good["kind"], good["metadata"]["name"]).fields
+    others = {each.identity: each for each in sound.statuses if each.identity != found.identity}
+    assert {each.identity: each for each in plan.statuses if each.identity != found.identity} == others
+
+
+def test_a_last_good_version_that_does_not_count_is_not_said_to_be_in_force() -> None:
+    plan = kept(policy("t", "team"))
+    message = status(plan, "AuditPolicy", "t", "team").ready.message
+    assert "stays in force" not in message
+    assert "what was valid before, is not ready either: resources of namespace team do not count" in message
+
+
+def test_without_a_cluster_to_own_them_objects_have_no_owner_and_with_it_all_have() -> None:
+    owner = backend()
+    assert not any("ownerReferences" in item["metadata"] for item in planned(owner, world=LIVE).objects)
+    owner["metadata"]["uid"] = "u-1"
+    for item in planned(owner, world=LIVE).objects:
+        (reference,) = item["metadata"]["ownerReferences"]
+        assert reference == {
+            "apiVersion": "audit-operator.dev/v1alpha1",
+            "kind": "AuditBackend",
+            "name": "default",
+            "uid": "u-1",
+            "controller": True,
+            "blockOwnerDeletion": True,
+        }
+
+
+def named(plan: Plan) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(item["kind"], item["metadata"]["name"]): item for item in plan.objects}
+
+
+def test_private_keys_are_only_in_the_secrets_they_are_given_for() -> None:
+    found = named(planned(policy(), backend(), world=LIVE))
+    keys = {"audit-receiver-tls": "KEY-S", "audit-apiserver-client": "KEY-C"}
+    for name, key in keys.items():
+        secret = found.pop(("Secret", name))
+        assert base64.b64decode(secret["data"]["tls.key"]).decode() == key
+        assert base64.b64decode(secret["data"]["ca.crt"]).decode() == "CA"
+    for secret_ in (*keys.values(), *(base64.b64encode(key.encode()).decode() for key in keys.values())):
+        assert secret_ not in str(found)
+    assert "KEY" not in repr(CERTIFICATES)
+    assert not [name for kind, name in named(planned(policy(), backend())) if kind == "Secret"]
+
+
+def test_cert_manager_fills_the_secrets_with_the_names_that_api_servers_look_for() -> None:
+    asked = backend(certificates={"certManager": {"issuerRef": {"name": "ca"}}})
+    world = structs.replace(LIVE, served=SERVED | {CERTIFICATE_KIND})
+    plan = planned(policy(), asked, world=world)
+    found = named(plan)
+    assert not [name for kind, name in found if kind == "Secret"]
+    server = found["Certificate", "audit-receiver-tls"]["spec"]
+    assert {*server["dnsNames"], *server["ipAddresses"]} == set(plan.exposed.names)
+    assert server["ipAddresses"] == ["10.0.0.9"]
+    assert server["usages"] == ["digital signature", "server auth"]
+    client = found["Certificate", "audit-apiserver-client"]["spec"]
+    assert (client["usages"], client["commonName"]) == (["digital signature", "client auth"], "kube-apiserver")
+    assert "certificates.sh" not in plan.files()
+
+
+def test_without_cert_manager_in_the_cluster_nothing_is_installed_and_the_way_out_is_said() -> None:
+    asked = backend(certificates={"certManager": {"issuerRef": {"name": "ca"}}})
+    plan = planned(policy(), asked, world=LIVE)
     assert plan.objects == ()
+    message = status(plan, "AuditBackend", "default").ready.message
+    assert message.startswith("spec.certificates.certManager: asks for Certificate of cert-manager.io/v1, which this ")
+    assert message.endswith("install cert-manager, or leave certificates out for the operator's own CA")
+    off = planned(policy(), asked | {"spec": asked["spec"] | {"webhook": {"enabled": False}}}, world=LIVE)
+    assert off.blocked == ()  # no receiver, no certificates
+
+
+def test_kinds_that_the_cluster_does_not_serve_are_left_out_and_said() -> None:
+    asked = backend(receiver={"serviceMonitor": {"enabled": True}})
+    plan = planned(policy(), asked, world=structs.replace(LIVE, served=SERVED - {("policy/v1", "PodDisruptionBudget")}))
+    assert not {"ServiceMonitor", "PodDisruptionBudget"} & {kind for kind, _ in named(plan)}
+    rendered = condition(plan, "AuditBackend", "default", "Rendered")
+    assert (rendered.status, rendered.reason) == ("True", "RenderedWithWarnings")
+    assert "ServiceMonitor of monitoring.coreos.com/v1, which this cluster does not serve" in rendered.message
+    assert "PodDisruptionBudget of policy/v1" in rendered.message
+    assert {kind for kind, _ in named(planned(policy(), asked))} >= {"ServiceMonitor", "PodDisruptionBudget"}
+
+
+def test_until_the_address_is_known_api_servers_get_nothing_and_nothing_is_pruned() -> None:
+    waiting = planned(policy(), backend(), world=structs.replace(LIVE, receiver_address=ReceiverAddress()))
+    assert ("Service", "audit-receiver") in named(waiting)
+    assert not [item for item in waiting.objects if item["metadata"]["name"].startswith("audit-apiserver-")
+                and item["kind"] == "ConfigMap"]  # fmt: skip
+    assert not waiting.complete
+    assert "has not given any yet" in condition(waiting, "AuditBackend", "default", "Rendered").message
+    known = planned(policy(), backend(), world=LIVE)
+    assert known.complete
+    assert named(known)["Service", "audit-receiver"]["spec"]["clusterIP"] == "10.0.0.9"
+
+
+# --- revisions -------------------------------------------------------------------------------------------------------
+
+
+def revisions(plan: Plan) -> dict[str, dict[str, Any]]:
+    """What of -> its immutable ConfigMap."""
+    label = "audit-operator.dev/revision-of"
+    found = [item for item in plan.objects if label in item["metadata"]["labels"]]
+    assert all(item["immutable"] is True and item["kind"] == "ConfigMap" for item in found)
+    return {item["metadata"]["labels"][label]: item for item in found}
+
+
+def test_revisions_hold_what_the_status_and_the_newest_objects_name() -> None:
+    plan = planned(policy(sinks=("out",)), SINK, backend(), world=LIVE)
+    found, all_ = revisions(plan), named(plan)
+    fields = status(plan, "AuditBackend", "default").fields
+    for of, newest, field in (
+        ("apiserver", "audit-apiserver", "apiServerRevision"),
+        ("receiver-program", "audit-receiver-program", "receiverRevision"),
+    ):
+        name = found[of]["metadata"]["name"]
+        revision = all_["ConfigMap", newest]["metadata"]["annotations"]["audit-operator.dev/revision"]
+        assert name == fields[field] == f"{newest}-{revision}"
+    content = found["apiserver"]["data"]
+    assert load_policy(content["policy.yaml"]).policy == load_policy(plan.server_files["apiserver/policy.yaml"]).policy
+    assert content["flags.txt"].splitlines() == [str(flag) for flag in plan.flags.flags]
+    assert yaml.safe_load(content["webhook.kubeconfig"])["current-context"]
+    program = found["receiver-program"]["binaryData"]["program.json"]
+    assert decode(base64.b64decode(program)) == plan.program
+
+
+def test_a_revision_of_api_servers_changes_with_what_restarts_them_and_with_nothing_else() -> None:
+    def name(*items: dict[str, Any], world: World = LIVE) -> str:
+        found: str = revisions(planned(*items, world=world))["apiserver"]["metadata"]["name"]
+        return found
+
+    first = name(policy("a"), backend())
+    assert name(policy("a"), policy("b"), SINK, backend(receiver={"replicas": 5})) == first
+    assert name(policy("a", rules=[{"level": "Request"}]), backend()) != first
+    assert name(policy("a"), backend(log={"maxAge": 1})) != first
+    moved = structs.replace(LIVE, receiver_address=ReceiverAddress(cluster_ip="10.0.0.10"))
+    assert name(policy("a"), backend(), world=moved) != first
+    assert "#" not in revisions(planned(policy("a"), backend(), world=LIVE))["apiserver"]["data"]["policy.yaml"]
+
+
+# --- the last word ---------------------------------------------------------------------------------------------------
+
+
+def types(found: ResourceStatus) -> list[str]:
+    return [each.type for each in found.conditions]
+
+
+def test_what_nobody_observes_keeps_nobody_waiting_for_ready() -> None:
+    found = status(planned(policy(sinks=("out",)), SINK), "AuditPolicy", "p")
+    assert (found.ready.status, found.ready.reason) == ("True", "Ready")
+    assert found.ready.message == "all that is observed is as it should be; not observed: Installed, Delivering"
+    assert types(found) == ["Compiled", "Covered", "SinksResolved", "Installed", "Delivering", "Ready"]
+
+
+def test_observed_conditions_take_their_place_and_the_last_word_follows() -> None:
+    rendered = status(planned(policy(), backend()), "AuditBackend", "default")
+    waiting = with_conditions(rendered, under_way("ReceiverReady", "PodsStarting", "1 of 2 pods is ready"))
+    assert types(waiting) == ["Rendered", "ReceiverReady", "Installed", "EventsFlowing", "Reconciling", "Ready"]
+    assert (waiting.ready.status, waiting.ready.reason) == ("False", "PodsStarting")
+    assert all(
+        set(each) == {"type", "status", "reason", "message"} for each in waiting.document()["status"]["conditions"]
+    )
+    refused = Condition("Applied", "False", "Forbidden", "may not patch services")
+    stuck = with_conditions(waiting, refused)
+    assert types(stuck) == ["Rendered", "ReceiverReady", "Installed", "EventsFlowing", "Applied", "Stalled", "Ready"]
+    assert stuck.ready.reason == "Forbidden"
+    good = with_conditions(stuck, true("Applied", "is"), true("ReceiverReady", "2 of 2"))
+    assert good.ready.status == "True"
+    assert types(good) == ["Rendered", "ReceiverReady", "Installed", "EventsFlowing", "Applied", "Ready"]
+    assert with_conditions(good) == good
+
+
+CONDITIONS = st.builds(
+    Condition,
+    st.sampled_from(["A", "B", "C", "D"]),
+    st.sampled_from(["True", "False", "Unknown"]),
+    st.sampled_from(["NotObserved", "Reason"]),
+    st.just("why"),
+    st.booleans(),
+)
+
+
+@given(found=st.lists(CONDITIONS, max_size=5, unique_by=lambda each: each.type))
+def test_people_and_programs_wait_for_what_is_under_way_and_for_nothing_else(found: list[Condition]) -> None:
+    empty = ResourceStatus(identity=Identity("AuditSink", "a", "b"), generation=1, conditions=())
+    status_ = with_conditions(empty, *found)
+    observed = [each for each in found if each.reason != "NotObserved"]
+    bad = [each for each in observed if each.status != "True"]
+    stalled = any(each.status == "False" and not each.under_way for each in bad)
+    assert (status_.ready.status == "True") == (not bad)
+    assert ("Stalled" in types(status_)) == stalled
+    assert ("Reconciling" in types(status_)) == (not stalled and any(each.under_way for each in bad))
+    assert types(status_)[-1] == "Ready"
+    assert with_conditions(status_, *reversed(found)) == status_

@@ -1,5 +1,6 @@
 """The receiver's program: complete, exact, without secrets, and small."""
 
+import base64
 from typing import Any
 
 import msgspec
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from audit_operator.policy.effective import effective, redactions_of, resolve
 from audit_operator.policy.model import Policy, Rule
+from audit_operator.render.objects import compressed
 from audit_operator.render.program import (
     CREDENTIALS_DIRECTORY,
     Credential,
@@ -174,6 +176,15 @@ def test_a_rule_that_would_escape_its_tenant_is_refused() -> None:
     escaping = Policy(rules=(Rule(level=3, namespaces=("team-2",)),))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="must be confined"):
         program_of([PolicyInput("team-1", "p", escaping, "team-1", (), ())], [])
+
+
+def test_a_program_is_read_from_its_gzip_and_damage_is_said() -> None:
+    made = program_of([policy_input("p", "audit-system", SPECS[0])], [ELASTIC])
+    packed = base64.b64decode(compressed(encode(made)))
+    assert decode(packed) == made
+    for damaged, words in ((packed[:-9], "cut off"), (packed[:10] + b"\xff" * 40, "no gzip")):
+        with pytest.raises(msgspec.DecodeError, match=words):
+            decode(damaged)
 
 
 def test_an_entry_that_changes_changes_its_line_alone() -> None:

@@ -51,18 +51,28 @@ def exposed(receiver: "Receiver", world: "World") -> Exposed:
     service = f"{RECEIVER}.{world.root_namespace}.svc"
     unknown = None
     if host is None or port is None:
-        unknown = Problem(
-            f"spec.receiver.exposure.{field}",
-            "is left to the cluster, which is not asked here: webhook.kubeconfig holds a placeholder that API servers "
-            "refuse to start with",
-            way_out=f"give it here, or replace the placeholder by what `kubectl -n {world.root_namespace} get service "
-            f"{RECEIVER}` shows",
-        )
+        unknown = _unknown(f"spec.receiver.exposure.{field}", world)
     return Exposed(
         url=f"https://{_bracketed(host) if host else '{ADDRESS}'}:{port or '{PORT}'}{AUDIT_PATH}",
         server_name=service,
         names=(service, f"{service}.{world.cluster_domain}", *((host,) if host else ()), *others),
         unknown=unknown,
+    )
+
+
+def _unknown(field: str, world: "World") -> Problem:
+    shows = f"`kubectl -n {world.root_namespace} get service {RECEIVER}` shows"
+    if world.served is None:
+        return Problem(
+            field,
+            "is left to the cluster, which is not asked here: webhook.kubeconfig holds a placeholder that API servers "
+            "refuse to start with",
+            way_out=f"give it here, or replace the placeholder by what {shows}",
+        )
+    return Problem(
+        field,
+        "is left to the cluster, which has not given any yet: API servers get nothing to run until it has",
+        way_out=f"wait for it, as {shows}, or give it here",
     )
 
 

@@ -9,10 +9,12 @@ from audit_operator.render.exposure import RECEIVER, Exposed
 from audit_operator.render.flags import NODE_DIRECTORY, Flags
 from audit_operator.render.kubeadm import kind, kubeadm
 from audit_operator.render.kubeconfig import CertificateFiles, kubeconfig
+from audit_operator.render.objects import Object, is_revision
 from audit_operator.render.policyfile import policy_file
 from audit_operator.render.program import HASH_KEY, Credential
 from audit_operator.render.status import ResourceStatus, counted
-from audit_operator.render.workload import CREDENTIALS, TLS, Object
+from audit_operator.render.tls import CLIENT_TLS, RECEIVER_TLS, is_address
+from audit_operator.render.workload import CREDENTIALS
 from audit_operator.resources.yamlwriter import write
 
 if TYPE_CHECKING:
@@ -31,9 +33,12 @@ _FILE_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 
 
 def server_files(
-    policy: Policy, flags: Flags, exposed: Exposed, log_directory: str | None, world: "World"
+    policy: Policy, flags: Flags, exposed: Exposed, log_directory: str | None, world: "World", *, by_hand: bool
 ) -> dict[str, str]:
-    """What an API server reads, and how it is told to: policy file, kubeconfig, flags, kubeadm's and kind's form."""
+    """What an API server reads, and how it is told to: policy file, kubeconfig, flags, kubeadm's and kind's form.
+
+    ``by_hand``: with a script that makes certificates, for where nobody else does.
+    """
     major, minor = world.server_version
     result = {
         "apiserver/policy.yaml": policy_file(policy, header=f"{_MADE}\nFor Kubernetes {major}.{minor}."),
@@ -54,13 +59,18 @@ def server_files(
         result["apiserver/webhook.kubeconfig"] = kubeconfig(
             url=exposed.url, server_name=exposed.server_name, files=CERTIFICATES, header=_MADE
         )
-        result["certificates.sh"] = _certificates_script(exposed, world.root_namespace)
+        if by_hand:
+            result["certificates.sh"] = _certificates_script(exposed, world.root_namespace)
     return result
 
 
 def manifest_files(objects: Iterable[Object]) -> dict[str, str]:
-    """A file for every object."""
-    return {f"manifests/{item['kind'].lower()}.{item['metadata']['name']}.yaml": write(item) for item in objects}
+    """A file for every object but for revisions, which are history: a folder in git has its own."""
+    return {
+        f"manifests/{item['kind'].lower()}.{item['metadata']['name']}.yaml": write(item)
+        for item in objects
+        if not is_revision(item)
+    }
 
 
 def status_files(statuses: Iterable[ResourceStatus]) -> dict[str, str]:
@@ -123,7 +133,7 @@ def _flags(flags: Flags, major: int, minor: int) -> str:
 
 
 def _certificates_script(exposed: Exposed, namespace: str) -> str:
-    names = ",".join(f"{'IP' if _is_address(name) else 'DNS'}:{name}" for name in exposed.names)
+    names = ",".join(f"{'IP' if is_address(name) else 'DNS'}:{name}" for name in exposed.names)
     return f"""#!/bin/sh
 # Makes what receivers and API servers need to trust each other, for a first try: a CA, a certificate for the receivers,
 # one for API servers. Where there is a CA already, let that one make them. Needs openssl.
@@ -148,15 +158,11 @@ issue client kube-apiserver clientAuth DNS:kube-apiserver
 
 cp ca.crt client.crt client.key ../apiserver/
 cat <<'EOF'
-kubectl -n {namespace} create secret generic {TLS} --type=kubernetes.io/tls \\
+kubectl -n {namespace} create secret generic {RECEIVER_TLS} --type=kubernetes.io/tls \\
   --from-file=ca.crt=certificates/ca.crt \\
   --from-file=tls.crt=certificates/receiver.crt --from-file=tls.key=certificates/receiver.key
 EOF
 """
-
-
-def _is_address(name: str) -> bool:
-    return ":" in name or re.fullmatch(r"[0-9.]+", name) is not None
 
 
 def guide(
@@ -166,6 +172,7 @@ def guide(
     flags: Flags | None,
     rules: int,
     credentials: bool,
+    cert_manager: bool,
     world: "World",
 ) -> str:
     """README.md: what became of every resource, what to know, and the way by hand.
@@ -192,25 +199,35 @@ def guide(
     if notices:
         sections.append("\n".join(["## To know", "", *(f"* {_cell(notice)}" for notice in notices)]))
     if flags is not None:
-        steps = _steps(webhook=flags.body_limit is not None, credentials=credentials, world=world)
+        steps = _steps(
+            webhook=flags.body_limit is not None, credentials=credentials, cert_manager=cert_manager, world=world
+        )
         numbered = [f"{number}. {step}" for number, step in enumerate(steps, start=1)]
         sections.append("\n".join(["## By hand", "", *numbered]))
     return "\n\n".join(sections) + "\n"
 
 
-def _steps(*, webhook: bool, credentials: bool, world: "World") -> list[str]:
+def _steps(*, webhook: bool, credentials: bool, cert_manager: bool, world: "World") -> list[str]:
     namespace = world.root_namespace
-    steps = []
-    if webhook:
-        steps.append(f"The namespace: `kubectl create namespace {namespace}`.")
-        if world.certificates is None:
-            steps.append(
-                f"Certificates: `sh certificates.sh` makes some for a first try, puts those of API servers into "
-                f"`apiserver/` and prints the command that creates Secret {TLS}."
-            )
-        if credentials:
-            steps.append(f"Credentials: `sh credentials.sh` copies what sinks refer to into Secret {CREDENTIALS}.")
-        steps.append("The receiver: `kubectl apply --server-side -f manifests/`.")
+    steps = [f"The namespace: `kubectl create namespace {namespace}`."]
+    receiver = "The receiver, and what API servers are to run" if webhook else "What API servers are to run"
+    apply = f"{receiver}: `kubectl apply --server-side -f manifests/`."
+    copy = (
+        f"copy `ca.crt`, `tls.crt` and `tls.key` of Secret {CLIENT_TLS} to `apiserver/` as `ca.crt`, `client.crt` and "
+        "`client.key`."
+    )
+    if webhook and not cert_manager and world.certificates is None:
+        steps.append(
+            f"Certificates: `sh certificates.sh` makes some for a first try, puts those of API servers into "
+            f"`apiserver/` and prints the command that creates Secret {RECEIVER_TLS}."
+        )
+    if credentials:
+        steps.append(f"Credentials: `sh credentials.sh` copies what sinks refer to into Secret {CREDENTIALS}.")
+    steps.append(apply)
+    if webhook and cert_manager:
+        steps.append(f"When cert-manager has made the certificates, {copy}")
+    elif webhook and world.certificates is not None:
+        steps.append(f"Certificates: {copy}")
     steps.append(
         f"API servers, one control-plane node after the other: copy `apiserver/` to `{NODE_DIRECTORY}` and add the "
         "flags of `apiserver/flags.txt`. With kubeadm: put `kubeadm/cluster-configuration.yaml` into the "

@@ -14,9 +14,11 @@ from audit_operator.policy.effective import Effective, effective, redactions_of,
 from audit_operator.policy.lint import Severity, lint
 from audit_operator.policy.model import Policy
 from audit_operator.policy.union import covers
+from audit_operator.render.apiserver import server_objects, server_revision
 from audit_operator.render.exposure import Exposed, exposed
 from audit_operator.render.files import credentials_file, guide, manifest_files, server_files, status_files
 from audit_operator.render.flags import Flags, flags, log_directory
+from audit_operator.render.objects import CONFIG_MAP_LIMIT, Object, is_served, owned, text_hash
 from audit_operator.render.program import Credential, PolicyInput, Program, credentials, encode, program
 from audit_operator.render.serverpolicy import server_policy
 from audit_operator.render.status import (
@@ -31,8 +33,9 @@ from audit_operator.render.status import (
     sink_status,
     sinks_resolved,
 )
-from audit_operator.render.tenants import Refusal, Sinks, refusals, sinks_of
-from audit_operator.render.workload import Object, objects, text_hash
+from audit_operator.render.tenants import Refusal, Sinks, missing, refusals, sinks_of
+from audit_operator.render.tls import CERTIFICATE_KIND, tls_objects
+from audit_operator.render.workload import StoredProgram, objects, stored
 from audit_operator.render.world import Identity, Resources, World, identity_of
 from audit_operator.resources.auditbackend import AuditBackend, AuditBackendSpec
 from audit_operator.resources.auditpolicy import AuditPolicy
@@ -45,9 +48,6 @@ Item = TypeVar("Item", AuditPolicy, AuditSink)
 DEFAULT_CLUSTER_NAME: Final = "kubernetes"
 """The cluster's name without an AuditBackend to give one; kubeadm's own default."""
 
-_LARGEST_PROGRAM: Final = 1_000_000
-"""Bytes; a ConfigMap holds 1 MiB."""
-
 _JOURNAL_SHARE: Final = 0.8
 """Of the volume. The rest takes what is under way while API servers are already told to wait."""
 
@@ -57,9 +57,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     ``policies``: every AuditPolicy that counts, as receivers decide with it, whether or not it has sinks.
     ``server_policy``: what API servers are to run; ``kept``: they run it already, although less would do.
-    ``objects``: what to apply in the root namespace. ``credentials``: what to copy into the Secret that receivers read.
-    ``blocked``: why there is nothing to install; what is running keeps running, and ``objects`` and ``server_files``
-    (what a control-plane node gets) are empty. ``notices``: what a person should know beside the statuses.
+    ``objects``: what to apply in the root namespace, in this order. ``credentials``: what to copy into the Secret that
+    receivers read. ``blocked``: why there is nothing to install; what is running keeps running, and ``objects`` and
+    ``server_files`` (what a control-plane node gets) are empty. ``complete``: ``objects`` are all there are to be, so
+    that what is not among them may be pruned; revisions aside, of which the newest are kept. ``notices``: what a person
+    should know beside the statuses.
     """
 
     world: World
@@ -73,17 +75,20 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     credentials: tuple[Credential, ...]
     statuses: tuple[ResourceStatus, ...]
     blocked: tuple[Problem, ...]
+    complete: bool
     notices: tuple[str, ...]
     server_files: Mapping[str, str]
+    cert_manager: bool
 
     def files(self) -> dict[str, str]:
         """The texts of `audit-operator render -o` by path, sorted."""
         hashes = self.program.hash_key_file is not None
-        scripts = credentials_file(self.credentials, hashes, self.world) if self.objects else {}
+        receives = self.flags.body_limit is not None and not self.blocked
+        scripts = credentials_file(self.credentials, hashes, self.world) if receives else {}
         files = {
             **self.server_files,
             **manifest_files(self.objects),
-            **({"receiver/program.json": encode(self.program)} if self.objects else {}),
+            **({"receiver/program.json": encode(self.program)} if receives else {}),
             **scripts,
             **status_files(self.statuses),
             "README.md": guide(
@@ -92,6 +97,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
                 flags=None if self.blocked else self.flags,
                 rules=len(self.server_policy.rules),
                 credentials=bool(scripts),
+                cert_manager=self.cert_manager,
                 world=self.world,
             ),
         }
@@ -106,10 +112,9 @@ def render(resources: Resources, world: World) -> Plan:
     spec = resources.backend.spec if resources.backend else AuditBackendSpec(cluster_name=DEFAULT_CLUSTER_NAME)
     refused = refusals(resources, spec.tenants, world)
     known = {(sink.metadata.namespace, sink.metadata.name): sink for sink in resources.sinks}
-    broken = frozenset(each.identity for each in resources.invalid)
     policies = []
     for policy in _accepted(resources.policies, refused):
-        found = sinks_of(policy, known, refused, broken, world.namespaces)
+        found = sinks_of(policy, known, refused, resources.broken, world.namespaces)
         policies.append(_planned(policy, found, world))
     sinks = _accepted(resources.sinks, refused)
 
@@ -130,41 +135,66 @@ def render(resources: Resources, world: World) -> Plan:
         journal_limit=_journal_limit(spec),
     )
     program_text = encode(receiver_program)
+    kept_program = stored(program_text)
     backend_problems = _backend_problems(resources)
-    blocked = (*backend_problems, *flag_plan.errors, *_program_problems(program_text))
+    blocked = (*backend_problems, *flag_plan.errors)
+    files: dict[str, str] = {}
+    if not blocked:
+        files = server_files(
+            chosen.policy,
+            flag_plan,
+            reached,
+            log_directory(spec.log.path) if spec.log.enabled else None,
+            world,
+            by_hand=spec.certificates.cert_manager is None,
+        )
+        blocked = tuple(_size_problems(files, kept_program, program_text))
+    if webhook:
+        blocked = (*blocked, *_certificate_problems(spec, world))
+    if blocked:
+        files = {}
+    server = server_revision(files)
+    known_address = not webhook or reached.unknown is None
+
+    wanted: list[Object] = []
+    if files and known_address:
+        wanted += server_objects(files, server, world.root_namespace)
+    if files and webhook:
+        claims = (sink.spec.file.claim_name for sink in sinks if sink.spec.file)
+        wanted += tls_objects(spec.certificates, reached, world)
+        wanted += objects(spec, world, program=kept_program, claims=[claim for claim in claims if claim])
+    manifests = owned((item for item in wanted if is_served(item, world.served)), resources.backend)
     warnings = (
         *flag_plan.warnings,
         *([reached.unknown] if reached.unknown and webhook else []),
         *(_bodies_in_log(chosen.policy, world) if spec.log.enabled else ()),
+        *(_unserved(item) for item in wanted if not is_served(item, world.served)),
     )
-    needed = credentials(sinks) if webhook else ()
-    manifests: tuple[Object, ...] = ()
-    if webhook and not blocked:
-        claims = (sink.spec.file.claim_name for sink in sinks if sink.spec.file)
-        manifests = objects(spec, world, program=program_text, claims=[claim for claim in claims if claim])
+    waiting = {
+        f"{sink.metadata.namespace}/{sink.metadata.name}": refusal
+        for sink in sinks
+        if (refusal := missing(sink, world.references))
+    }
 
-    served = (
-        {}
-        if blocked
-        else server_files(
-            chosen.policy, flag_plan, reached, log_directory(spec.log.path) if spec.log.enabled else None, world
-        )
-    )
     generations = {identity_of(item): item.metadata.generation for item in resources.policies + resources.sinks}
     statuses = [
-        *map(invalid_status, resources.invalid),
         *(refused_status(identity, refusal, generations[identity]) for identity, refusal in refused.items()),
-        *_policy_statuses(policies, None if backend_problems else chosen.policy, spec, world),
-        *_sink_statuses(sinks, policies, receiver_program),
+        *_policy_statuses(policies, None if backend_problems else chosen.policy, waiting, spec, world),
+        *_sink_statuses(sinks, policies, receiver_program, waiting),
     ]
     if resources.backend:
         fields = {
             "policies": len(policies),
             "sinks": len(sinks),
             "serverRules": len(chosen.policy.rules),
-            "serverPolicyHash": text_hash(served.get("apiserver/policy.yaml", "")),
+            "serverPolicyHash": text_hash(server.content.get("policy.yaml", "")),
+            **({"apiServerRevision": server.name} if known_address else {}),
+            **({"receiverRevision": kept_program.revision} if webhook else {}),
         }
         statuses.append(backend_status(resources.backend, blocked, warnings, fields))
+    in_force = {status.identity: status for status in statuses}
+    in_force |= {each.identity: invalid_status(each, in_force.get(each.identity)) for each in resources.invalid}
+    statuses = list(in_force.values())
     statuses.sort(key=lambda status: status.identity)
     notices = (
         *_notices(resources, kept=chosen.kept),
@@ -180,11 +210,13 @@ def render(resources: Resources, world: World) -> Plan:
         exposed=reached,
         program=receiver_program,
         objects=manifests,
-        credentials=needed,
+        credentials=credentials(sinks) if webhook else (),
         statuses=tuple(statuses),
         blocked=blocked,
+        complete=not blocked and known_address,
         notices=notices,
-        server_files=served,
+        server_files=files,
+        cert_manager=spec.certificates.cert_manager is not None,
     )
 
 
@@ -229,9 +261,13 @@ def _journal_limit(spec: AuditBackendSpec) -> int:
 
 
 def _policy_statuses(
-    policies: Iterable[_Planned], server: Policy | None, spec: AuditBackendSpec, world: World
+    policies: Iterable[_Planned],
+    server: Policy | None,
+    waiting: Mapping[str, Refusal],
+    spec: AuditBackendSpec,
+    world: World,
 ) -> Iterator[ResourceStatus]:
-    """``server``: what API servers are to run, None if nobody can tell."""
+    """``server``: what API servers are to run, None if nobody can tell. ``waiting``: sinks that lack what they name."""
 
     @cache  # tenants' policies of one shape are judged once
     def judged(policy: Policy, own_rules: int) -> tuple[int, int]:
@@ -259,7 +295,7 @@ def _policy_statuses(
             [
                 compiled(meaning, unreachable, warnings),
                 covered(coverage, _way_out(meaning, spec)),
-                sinks_resolved(planned.sinks, webhook=spec.webhook.enabled, log=spec.log.enabled),
+                sinks_resolved(planned.sinks, waiting, webhook=spec.webhook.enabled, log=spec.log.enabled),
             ],
             {
                 "rules": len(meaning.policy.rules),
@@ -281,11 +317,16 @@ def _way_out(meaning: Effective, spec: AuditBackendSpec) -> str:
 
 
 def _sink_statuses(
-    sinks: Iterable[AuditSink], policies: Iterable[_Planned], receiver_program: Program
+    sinks: Iterable[AuditSink],
+    policies: Iterable[_Planned],
+    receiver_program: Program,
+    waiting: Mapping[str, Refusal],
 ) -> Iterator[ResourceStatus]:
     used = Counter(name for planned in policies for name in planned.input.sinks)
     for sink, entry in zip(sinks, receiver_program.sinks, strict=True):
-        yield sink_status(sink, used[f"{entry.namespace}/{entry.name}"], text_hash(msgspec.json.encode(entry).decode()))
+        name = f"{entry.namespace}/{entry.name}"
+        hash_ = text_hash(msgspec.json.encode(entry).decode())
+        yield sink_status(sink, used[name], hash_, waiting.get(name))
 
 
 def _backend_problems(resources: Resources) -> list[Problem]:
@@ -297,7 +338,7 @@ def _backend_problems(resources: Resources) -> list[Problem]:
             way_out="correct it",
         )
         for invalid in resources.invalid
-        if invalid.identity.kind == AuditBackend.__name__
+        if invalid.identity.kind == AuditBackend.__name__ and invalid.last_good is None
     ]
 
 
@@ -317,17 +358,50 @@ def _bodies_in_log(server: Policy, world: World) -> list[Problem]:
     ]
 
 
-def _program_problems(text: str) -> list[Problem]:
-    size = len(text.encode())
-    if size <= _LARGEST_PROGRAM:
-        return []
-    return [
-        Problem(
+def _size_problems(files: Mapping[str, str], kept_program: StoredProgram, program_text: str) -> Iterator[Problem]:
+    if not kept_program.fits:
+        yield Problem(
             "receiver/program.json",
-            f"has {size} bytes, and a ConfigMap takes {_LARGEST_PROGRAM}",
+            f"has {len(program_text.encode())} bytes, {kept_program.size} of them compressed, and a ConfigMap takes "
+            f"{CONFIG_MAP_LIMIT}",
             way_out="make policies share presets and rules: equal lists of rules are written once",
         )
-    ]
+    size = sum(len(text.encode()) for text in files.values())
+    if size > CONFIG_MAP_LIMIT:
+        yield Problem(
+            "apiserver/policy.yaml",
+            f"and what belongs to it have {size} bytes, and a ConfigMap takes {CONFIG_MAP_LIMIT}",
+            way_out="make policies share rules, or let API servers record more than is needed with "
+            "spec.serverPolicy.fixed of the AuditBackend",
+        )
+
+
+def _certificate_problems(spec: AuditBackendSpec, world: World) -> Iterator[Problem]:
+    """Without certificates nothing can be installed."""
+    if spec.certificates.cert_manager and world.served is not None and CERTIFICATE_KIND not in world.served:
+        api_version, kind = CERTIFICATE_KIND
+        yield Problem(
+            "spec.certificates.certManager",
+            f"asks for {kind} of {api_version}, which this cluster does not serve",
+            way_out="install cert-manager, or leave certificates out for the operator's own CA",
+        )
+
+
+def _unserved(item: Object) -> Problem:
+    """What is left out because the cluster does not know it."""
+    what = f"{item['kind']} of {item['apiVersion']}"
+    if item["kind"] == "ServiceMonitor":
+        return Problem(
+            "spec.receiver.serviceMonitor.enabled",
+            f"asks for {what}, which this cluster does not serve, so there is none",
+            "true",
+            "install the Prometheus operator, or leave it out",
+        )
+    return Problem(
+        "spec.receiver",
+        f"asks for {what}, which this cluster does not serve, so there is none",
+        way_out="use a version of Kubernetes that serves it",
+    )
 
 
 def _notices(resources: Resources, *, kept: bool) -> Iterator[str]:

@@ -5,6 +5,7 @@ tenants whose policies differ only in their namespace share one, so the program 
 """
 
 import hashlib
+import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
@@ -27,6 +28,9 @@ CLAIMS_DIRECTORY: Final = "/var/lib/audit-operator/claims"
 """Where the claims that file sinks name are mounted, each below its own name."""
 
 _LONGEST_KEY: Final = 253  # of a Secret's data
+_GZIP: Final = b"\x1f\x8b"
+_LARGEST_UNPACKED: Final = 256 * 2**20
+"""Bytes; a ConfigMap of 1 MiB could unpack to a thousand times its size."""
 
 
 class _Wire(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True, omit_defaults=True):
@@ -142,6 +146,17 @@ class PolicyInput(NamedTuple):
     sinks: tuple[str, ...]
 
 
+class Reference(msgspec.Struct, frozen=True, order=True):
+    """A Secret or ConfigMap that a sink refers to."""
+
+    kind: Literal["Secret", "ConfigMap"]
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.namespace}/{self.name}"
+
+
 class Credential(NamedTuple):
     """A key of a Secret or ConfigMap that receivers read as the file ``file`` of the Secret of credentials."""
 
@@ -155,6 +170,11 @@ class Credential(NamedTuple):
         """A key of its own in the Secret of credentials: neither kinds, namespaces nor names contain an underscore."""
         text = f"{self.kind.lower()}_{self.namespace}_{self.name}_{self.key}"
         return text if len(text) <= _LONGEST_KEY else hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def reference(self) -> Reference:
+        """The Secret or ConfigMap."""
+        return Reference(self.kind, self.namespace, self.name)
 
 
 def program(
@@ -208,8 +228,25 @@ def encode(program: Program) -> str:
 
 
 def decode(text: str | bytes) -> Program:
-    """The program of a JSON text. Raises msgspec.ValidationError for anything that this version does not know."""
+    """The program of a JSON text, or of its gzip, which a ConfigMap holds when the text is large.
+
+    Raises msgspec.DecodeError for what is neither, msgspec.ValidationError, which is one, for anything that this
+    version does not know.
+    """
+    if isinstance(text, bytes) and text.startswith(_GZIP):
+        text = _unpacked(text)
     return msgspec.json.decode(text, type=Program)
+
+
+def _unpacked(data: bytes) -> bytes:
+    stream = zlib.decompressobj(wbits=31)
+    try:
+        text = stream.decompress(data, _LARGEST_UNPACKED)
+    except zlib.error as error:
+        raise msgspec.DecodeError(f"is no gzip, although it begins like one: {error}") from None
+    if not stream.eof:
+        raise msgspec.DecodeError("is cut off, or unpacks to more than a program can be")
+    return text
 
 
 def policy_of(program: Program, policy: PolicyProgram) -> Policy:
@@ -240,6 +277,11 @@ def credentials(sinks: Iterable[AuditSink]) -> tuple[Credential, ...]:
     for sink in sinks:
         _settings(sink.spec, sink.metadata.namespace, found)
     return tuple(sorted(found))
+
+
+def references(sinks: Iterable[AuditSink]) -> frozenset[Reference]:
+    """The Secrets and ConfigMaps that the sinks refer to, for `World.references`."""
+    return frozenset(each.reference for each in credentials(sinks))
 
 
 def _json(value: object) -> str:

@@ -20,14 +20,21 @@ from audit_operator.resources.meta import API_VERSION
 
 NOT_OBSERVED: Final = "NotObserved"
 
+_CONCLUSIONS: Final = frozenset({"Reconciling", "Stalled", "Ready"})
+"""Conditions that follow from the others."""
+
 
 class Condition(msgspec.Struct, frozen=True):
-    """metav1.Condition without lastTransitionTime and observedGeneration."""
+    """metav1.Condition without lastTransitionTime and observedGeneration.
+
+    ``under_way``: what does not hold yet will without anybody's help; not on the wire.
+    """
 
     type: str
     status: Literal["True", "False", "Unknown"]
     reason: str
     message: str
+    under_way: bool = False
 
 
 class ResourceStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +55,7 @@ class ResourceStatus(msgspec.Struct, frozen=True, kw_only=True):
         """What rendering alone says: ``ok`` or the reason why not, and on one line what follows from the resource."""
         if self.ready.status == "False":
             return self.ready.reason, self.ready.message
-        holding = (condition.message for condition in self.conditions if condition.status == "True")
+        holding = (each.message for each in self.conditions if each.status == "True" and each.type not in _CONCLUSIONS)
         return "ok", "; ".join(message.partition("\n")[0] for message in holding)
 
     def document(self) -> dict[str, Any]:
@@ -64,7 +71,11 @@ class ResourceStatus(msgspec.Struct, frozen=True, kw_only=True):
             "status": {
                 **generation,
                 **self.fields,
-                "conditions": [msgspec.structs.asdict(condition) | generation for condition in self.conditions],
+                "conditions": [
+                    {"type": each.type, "status": each.status, "reason": each.reason, "message": each.message}
+                    | generation
+                    for each in self.conditions
+                ],
             },
         }
 
@@ -84,19 +95,43 @@ def not_observed(kind: str, message: str) -> Condition:
     return Condition(kind, "Unknown", NOT_OBSERVED, message)
 
 
-def concluded(conditions: Sequence[Condition]) -> tuple[Condition, ...]:
-    """The conditions with Ready, the last word, and Stalled if only a person can help.
+def under_way(kind: str, reason: str, message: str) -> Condition:
+    """A condition that does not hold yet, and will without anybody's help."""
+    return Condition(kind, "False", reason, message, under_way=True)
 
-    Ready is False for the first condition that is, else Unknown for the first that is, else True.
+
+def with_conditions(status: ResourceStatus, *conditions: Condition) -> ResourceStatus:
+    """The status with these conditions, each in the place of the one of its type or after the others.
+
+    Ready, Reconciling and Stalled follow anew.
     """
-    for status in ("False", "Unknown"):
-        first = next((condition for condition in conditions if condition.status == status), None)
-        if first is None:
-            continue
-        ready = Condition("Ready", first.status, first.reason, first.message)
-        stalled = [true("Stalled", first.message, first.reason)] if status == "False" else []
-        return (*conditions, *stalled, ready)
-    return (*conditions, true("Ready", "all is as it should be"))
+    found = {each.type: each for each in status.conditions if each.type not in _CONCLUSIONS}
+    found |= {each.type: each for each in conditions}
+    return msgspec.structs.replace(status, conditions=_concluded(tuple(found.values())))
+
+
+def _concluded(conditions: tuple[Condition, ...]) -> tuple[Condition, ...]:
+    """The conditions, Stalled if only a person can help or Reconciling if something is under way, and Ready at last.
+
+    Ready says what the first condition says that is False and needs a person, else the first that is under way, else
+    the first that is Unknown, else it is True. What nobody has observed keeps nobody waiting: kubectl, Flux and
+    Argo CD wait for Ready.
+    """
+    observed = [each for each in conditions if each.reason != NOT_OBSERVED]
+    stalled = [each for each in observed if each.status == "False" and not each.under_way]
+    moving = [each for each in observed if each.status != "True" and each.under_way]
+    unknown = [each for each in observed if each.status == "Unknown" and not each.under_way]
+    why = next(iter((*stalled, *moving, *unknown)), None)
+    if why is None:
+        open_ = [each.type for each in conditions if each.reason == NOT_OBSERVED]
+        rest = f"; not observed: {', '.join(open_)}" if open_ else ""
+        return (*conditions, true("Ready", f"all that is observed is as it should be{rest}"))
+    extra = []
+    if stalled:
+        extra = [true("Stalled", why.message, why.reason)]
+    elif moving:
+        extra = [true("Reconciling", why.message, why.reason)]
+    return (*conditions, *extra, Condition("Ready", why.status, why.reason, why.message))
 
 
 def refused_status(identity: Identity, refusal: Refusal, generation: int) -> ResourceStatus:
@@ -104,7 +139,7 @@ def refused_status(identity: Identity, refusal: Refusal, generation: int) -> Res
     return ResourceStatus(
         identity=identity,
         generation=generation,
-        conditions=concluded([false(_leading(identity.kind), refusal)]),
+        conditions=_concluded((false(_leading(identity.kind), refusal),)),
     )
 
 
@@ -117,7 +152,7 @@ def policy_status(policy: AuditPolicy, conditions: Sequence[Condition], fields: 
     return ResourceStatus(
         identity=identity_of(policy),
         generation=policy.metadata.generation,
-        conditions=concluded([*conditions, *observed]),
+        conditions=_concluded((*conditions, *observed)),
         fields=fields,
     )
 
@@ -143,8 +178,11 @@ def covered(coverage: Coverage | None, way_out: str) -> Condition:
     return false("Covered", Refusal("NotCovered", f"{coverage}: {way_out}"))
 
 
-def sinks_resolved(sinks: Sinks, *, webhook: bool, log: bool) -> Condition:
-    """SinksResolved: whether what is recorded for a policy has somewhere to go."""
+def sinks_resolved(sinks: Sinks, waiting: Mapping[str, Refusal], *, webhook: bool, log: bool) -> Condition:
+    """SinksResolved: whether what is recorded for a policy has somewhere to go.
+
+    ``waiting``: sinks, as ``namespace/name``, whose events wait for what they refer to.
+    """
     kind = "SinksResolved"
     if sinks.refused:
         return false(kind, Refusal(sinks.refused[0].reason, "\n".join(refusal.message for refusal in sinks.refused)))
@@ -155,11 +193,12 @@ def sinks_resolved(sinks: Sinks, *, webhook: bool, log: bool) -> Condition:
     if not webhook:
         why = "no event reaches a sink, because spec.webhook.enabled of the AuditBackend is false: enable it"
         return false(kind, Refusal("WebhookDisabled", why))
-    return true(kind, f"delivers to {', '.join(sinks.resolved)}")
+    held = [f"AuditSink {name}: {waiting[name].message}" for name in sinks.resolved if name in waiting]
+    return true(kind, "\n".join([f"delivers to {', '.join(sinks.resolved)}", *held]))
 
 
-def sink_status(sink: AuditSink, policies: int, hash_: str) -> ResourceStatus:
-    """The status of an AuditSink that counts."""
+def sink_status(sink: AuditSink, policies: int, hash_: str, missing: Refusal | None) -> ResourceStatus:
+    """The status of an AuditSink that counts. ``missing``: what it refers to and is not there."""
     spec = sink.spec
     text = f"{spec.type}, for {counted(policies, 'AuditPolicy', 'AuditPolicies')}"
     if spec.plaintext:
@@ -167,11 +206,11 @@ def sink_status(sink: AuditSink, policies: int, hash_: str) -> ResourceStatus:
     return ResourceStatus(
         identity=identity_of(sink),
         generation=sink.metadata.generation,
-        conditions=concluded(
-            [
-                true("Configured", text),
+        conditions=_concluded(
+            (
+                false("Configured", missing) if missing else true("Configured", text),
                 not_observed("Delivering", "whether it takes events is for the operator to see"),
-            ]
+            )
         ),
         fields={"type": spec.type, "policies": policies, "hash": hash_},
     )
@@ -194,26 +233,42 @@ def backend_status(
     return ResourceStatus(
         identity=identity_of(backend),
         generation=backend.metadata.generation,
-        conditions=concluded(
-            [
+        conditions=_concluded(
+            (
                 rendered,
                 not_observed("ReceiverReady", "whether receivers run is for the operator to see"),
                 not_observed("Installed", "which policy API servers run is for the operator to see"),
                 not_observed("EventsFlowing", "whether events arrive is for the operator to see"),
-            ]
+            )
         ),
         fields={} if blocked else fields,
     )
 
 
-def invalid_status(invalid: Invalid) -> ResourceStatus:
-    """The status of a resource that is not valid: what is wrong, all at once."""
-    refusal = Refusal("Invalid", lines(invalid.problems))
+def invalid_status(invalid: Invalid, in_force: ResourceStatus | None) -> ResourceStatus:
+    """The status of a resource that is not valid: what is wrong, all at once.
+
+    ``in_force``: the status of its last good version, whose fields stay true; None without one.
+    """
+    said = [lines(invalid.problems)]
+    fields: Mapping[str, Any] = {}
+    if in_force is not None:
+        said.append(_kept(in_force))
+        fields = in_force.fields
     return ResourceStatus(
         identity=invalid.identity,
         generation=invalid.generation,
-        conditions=concluded([false(_leading(invalid.identity.kind), refusal)]),
+        conditions=_concluded((false(_leading(invalid.identity.kind), Refusal("Invalid", "\n".join(said))),)),
+        fields=fields,
     )
+
+
+def _kept(status: ResourceStatus) -> str:
+    """What a person should know of the version that stays in force."""
+    which = f"generation {status.generation}" if status.generation else "what was valid before"
+    if status.ready.status == "False":
+        return f"the last valid one, {which}, is not ready either: {status.ready.message}"
+    return f"until then {which} stays in force"
 
 
 def lines(problems: Sequence[Problem]) -> str:

@@ -5,6 +5,7 @@ from itertools import groupby
 from typing import NamedTuple, TypeVar
 
 from audit_operator.policy.effective import Namespaces, selector_of, selects
+from audit_operator.render.program import Reference, credentials
 from audit_operator.render.world import Identity, Resources, World, identity_of
 from audit_operator.resources.auditbackend import Tenants
 from audit_operator.resources.auditpolicy import AuditPolicy
@@ -112,6 +113,28 @@ def sinks_of(
         else:
             resolved.append(f"{namespace}/{reference.name}")
     return Sinks(tuple(sorted(set(resolved))), tuple(problems))
+
+
+def missing(sink: AuditSink, found: Mapping[Reference, frozenset[str]] | None) -> Refusal | None:
+    """What the sink refers to and is not there: a Secret or ConfigMap, or a key of one. ``found`` None: nobody looked.
+
+    Such a sink counts: its events wait for the credentials, in the receivers' journals.
+    """
+    if found is None:
+        return None
+    problems: dict[str, str] = {}  # message -> reason
+    for each in credentials([sink]):
+        keys = found.get(each.reference)
+        if keys is None:
+            problems.setdefault(
+                f"{each.reference} does not exist: create it, or correct the name", f"{each.kind}NotFound"
+            )
+        elif each.key not in keys:
+            problems.setdefault(f"{each.reference} has no key {each.key}: add it, or correct the key", "KeyNotFound")
+    if not problems:
+        return None
+    reason = next(iter(problems.values()))
+    return Refusal(reason, "\n".join([*problems, "until then its events wait in the receivers' journals"]))
 
 
 def _age(item: AuditPolicy | AuditSink) -> tuple[str, str]:

@@ -1,23 +1,30 @@
 """The receiver's objects: what runs, how it is reached, what it reads, and what it may not do."""
 
-import hashlib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from audit_operator import __version__
 from audit_operator.render.exposure import RECEIVER
+from audit_operator.render.objects import (
+    COMPONENT,
+    CONFIG_MAP_LIMIT,
+    REVISION,
+    Object,
+    annotated,
+    compressed,
+    labels_of,
+    new,
+    revision,
+    text_hash,
+)
 from audit_operator.render.program import CLAIMS_DIRECTORY, CREDENTIALS_DIRECTORY, PROGRAM_FILE
+from audit_operator.render.tls import RECEIVER_TLS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from audit_operator.render.world import Certificates, World
+    from audit_operator.render.world import World
     from audit_operator.resources.auditbackend import AuditBackendSpec, Exposure, Receiver
 
-Object = dict[str, Any]
-"""A Kubernetes object on the wire."""
-
 PROGRAM: Final = f"{RECEIVER}-program"
-TLS: Final = f"{RECEIVER}-tls"
 CREDENTIALS: Final = f"{RECEIVER}-credentials"
 
 _STATE: Final = "/var/lib/audit-operator"
@@ -25,19 +32,57 @@ _METRICS_PORT: Final = 9090
 _USER: Final = 65532
 _GROUP_MAY_READ: Final = 0o440
 
-SELECTOR: Final = {"app.kubernetes.io/name": "audit-operator", "app.kubernetes.io/component": "receiver"}
+SELECTOR: Final = {"app.kubernetes.io/name": "audit-operator", COMPONENT: "receiver"}
 """What tells receivers' pods from others. Never changes: selectors of workloads are immutable."""
 
-_LABELS: Final = SELECTOR | {
-    "app.kubernetes.io/part-of": "audit-operator",
-    "app.kubernetes.io/managed-by": "audit-operator",
-}
+_LABELS: Final = labels_of("receiver")
+
+_PLAIN_PROGRAM: Final = 900_000
+"""Bytes up to which a program stays readable in its ConfigMap."""
 
 
-def objects(spec: "AuditBackendSpec", world: "World", *, program: str, claims: "Iterable[str]") -> tuple[Object, ...]:
-    """Everything the receiver needs in the root namespace, in the order to apply it.
+class StoredProgram(NamedTuple):
+    """A receiver's program as ConfigMaps hold it.
 
-    ``program``: the text receivers run; a new one reaches running pods through the volume and restarts none.
+    ``content``: ``data`` or ``binaryData`` of the one that receivers mount, under the same key in both: a receiver
+    tells gzip by its first bytes. ``archive``: the same for the revision, always gzip.
+    ``size``: bytes that the larger of them takes.
+    """
+
+    hash: str
+    content: dict[str, dict[str, str]]
+    archive: dict[str, dict[str, str]]
+    size: int
+
+    @property
+    def revision(self) -> str:
+        """The name of the immutable ConfigMap."""
+        return f"{PROGRAM}-{self.hash}"
+
+    @property
+    def fits(self) -> bool:
+        """Whether a ConfigMap can hold it."""
+        return self.size <= CONFIG_MAP_LIMIT
+
+
+def stored(program: str) -> StoredProgram:
+    """How to keep the text of a program: as it is if it is small enough, else as gzip."""
+    plain = len(program.encode())
+    packed = compressed(program)
+    archive = {"binaryData": {PROGRAM_FILE: packed}}
+    content = {"data": {PROGRAM_FILE: program}} if plain <= _PLAIN_PROGRAM else archive
+    bytes_packed = len(packed) * 3 // 4
+    return StoredProgram(
+        text_hash(program), content, archive, max(plain if plain <= _PLAIN_PROGRAM else 0, bytes_packed)
+    )
+
+
+def objects(
+    spec: "AuditBackendSpec", world: "World", *, program: StoredProgram, claims: "Iterable[str]"
+) -> tuple[Object, ...]:
+    """Everything that receivers are, in the root namespace, in the order to apply it.
+
+    ``program``: what receivers run; a new one reaches running pods through the volume and restarts none.
     ``claims``: PersistentVolumeClaims that file sinks write to. The Secret of credentials is not among the objects: its
     content is known to the cluster only.
     """
@@ -45,10 +90,11 @@ def objects(spec: "AuditBackendSpec", world: "World", *, program: str, claims: "
     stateful = receiver.storage.persistent_volume_claim is not None
     result = [
         _service_account(receiver, namespace),
-        _program(program, namespace),
-        *([_tls(world.certificates, namespace)] if world.certificates else []),
+        revision(PROGRAM, namespace, "receiver", of="receiver-program", hash_=program.hash, **program.archive),
+        annotated(_object("v1", "ConfigMap", PROGRAM, namespace, **program.content), {REVISION: program.hash}),
         *([_pod_names(namespace)] if stateful else []),
-        _service(receiver, namespace),
+        _service(receiver, world),
+        *(_monitoring(receiver, namespace) if receiver.service_monitor.enabled else []),
         _network_policy(namespace),
         _disruption_budget(namespace),
         _stateful_set(receiver, world, claims) if stateful else _deployment(receiver, world, claims),
@@ -56,36 +102,14 @@ def objects(spec: "AuditBackendSpec", world: "World", *, program: str, claims: "
     return tuple(result)
 
 
-def text_hash(text: str) -> str:
-    """A short name for a text: equal texts, equal names."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _object(api_version: str, kind: str, name: str, namespace: str, **rest: Any) -> Object:
-    metadata = {"name": name, "namespace": namespace, "labels": _LABELS | {"app.kubernetes.io/version": __version__}}
-    return {"apiVersion": api_version, "kind": kind, "metadata": metadata, **rest}
-
-
-def _annotated(item: Object, annotations: "dict[str, str]") -> Object:
-    if annotations:
-        item["metadata"]["annotations"] = dict(sorted(annotations.items()))
-    return item
+def _object(api_version: str, kind: str, name: str, namespace: str, **rest: object) -> Object:
+    return new(api_version, kind, name, namespace, "receiver", **rest)
 
 
 def _service_account(receiver: "Receiver", namespace: str) -> Object:
     # Receivers never talk to the API server; clouds hand out their identities by annotation and webhook.
     account = _object("v1", "ServiceAccount", RECEIVER, namespace, automountServiceAccountToken=False)
-    return _annotated(account, receiver.service_account.annotations)
-
-
-def _program(program: str, namespace: str) -> Object:
-    item = _object("v1", "ConfigMap", PROGRAM, namespace, data={PROGRAM_FILE: program})
-    return _annotated(item, {"audit-operator.dev/hash": text_hash(program)})
-
-
-def _tls(certificates: "Certificates", namespace: str) -> Object:
-    data = {"ca.crt": certificates.ca, "tls.crt": certificates.certificate, "tls.key": certificates.key}
-    return _object("v1", "Secret", TLS, namespace, type="kubernetes.io/tls", stringData=data)
+    return annotated(account, receiver.service_account.annotations)
 
 
 def _pod_names(namespace: str) -> Object:
@@ -99,24 +123,45 @@ def _service_ports(port: int, node_port: int | None = None) -> list[Object]:
     return [entry | ({"nodePort": node_port} if node_port else {})]
 
 
-def _service(receiver: "Receiver", namespace: str) -> Object:
-    exposure = receiver.exposure
-    node_port = exposure.node_port.port if exposure.node_port else None
+def _service(receiver: "Receiver", world: "World") -> Object:
+    exposure, given = receiver.exposure, world.receiver_address
+    # What the cluster picked once stays: API servers read their kubeconfig at the start only, and a Service that
+    # somebody deleted must come back where they look for it.
+    node_port = exposure.node_port.port or given.node_port if exposure.node_port else None
     spec: Object = {
         "type": _service_type(exposure),
         "selector": SELECTOR,
         "ports": _service_ports(receiver.port, node_port),
     }
     annotations: dict[str, str] = {}
-    if exposure.cluster_ip and exposure.cluster_ip.cluster_ip:
-        spec["clusterIP"] = exposure.cluster_ip.cluster_ip
+    if exposure.cluster_ip and (address := exposure.cluster_ip.cluster_ip or given.cluster_ip):
+        spec["clusterIP"] = address
     if balancer := exposure.load_balancer:
         annotations = balancer.annotations
         if balancer.load_balancer_class:
             spec["loadBalancerClass"] = balancer.load_balancer_class
         if balancer.source_ranges:
             spec["loadBalancerSourceRanges"] = list(balancer.source_ranges)
-    return _annotated(_object("v1", "Service", RECEIVER, namespace, spec=spec), annotations)
+    return annotated(_object("v1", "Service", RECEIVER, world.root_namespace, spec=spec), annotations)
+
+
+def _monitoring(receiver: "Receiver", namespace: str) -> list[Object]:
+    """A Service of its own for metrics, because the other one may lead to the world; pods that are not ready, too."""
+    wanted = receiver.service_monitor
+    name = f"{RECEIVER}-metrics"
+    port = {"name": "metrics", "port": _METRICS_PORT, "protocol": "TCP", "targetPort": "metrics"}
+    service = {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": SELECTOR, "ports": [port]}
+    endpoint = {"port": "metrics"} | ({"interval": wanted.interval} if wanted.interval else {})
+    # Of all Services with these labels only this one has a port of that name.
+    monitor = _object(
+        "monitoring.coreos.com/v1",
+        "ServiceMonitor",
+        RECEIVER,
+        namespace,
+        spec={"endpoints": [endpoint], "selector": {"matchLabels": SELECTOR}},
+    )
+    monitor["metadata"]["labels"] = dict(sorted(wanted.labels.items())) | monitor["metadata"]["labels"]
+    return [_object("v1", "Service", name, namespace, spec=service), monitor]
 
 
 def _service_type(exposure: "Exposure") -> str:
@@ -208,7 +253,7 @@ def _pod(receiver: "Receiver", world: "World", claims: "Iterable[str]", journal:
         "containers": [_container(receiver, world, mounted)],
         "volumes": [
             {"name": "program", "configMap": {"name": PROGRAM, "defaultMode": _GROUP_MAY_READ}},
-            {"name": "tls", "secret": {"secretName": TLS, "defaultMode": _GROUP_MAY_READ}},
+            {"name": "tls", "secret": {"secretName": RECEIVER_TLS, "defaultMode": _GROUP_MAY_READ}},
             # Optional: a receiver starts without it and says of which sinks the credentials are missing.
             {
                 "name": "credentials",
@@ -233,7 +278,7 @@ def _pod(receiver: "Receiver", world: "World", claims: "Iterable[str]", journal:
     # Own labels first: nothing may take a pod out of its selector.
     labels = dict(sorted((receiver.pod_labels | _LABELS).items()))
     template: Object = {"metadata": {"labels": labels}, "spec": spec}
-    return _annotated(template, receiver.pod_annotations)
+    return annotated(template, receiver.pod_annotations)
 
 
 def _claim_volume(claim: str) -> str:

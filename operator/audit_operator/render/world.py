@@ -8,6 +8,7 @@ import msgspec
 from audit_operator.policy.kinds import BUILT_IN, Kinds, Version
 from audit_operator.policy.load import NEWEST
 from audit_operator.policy.model import Policy
+from audit_operator.render.program import Reference
 from audit_operator.resources.auditbackend import AuditBackend
 from audit_operator.resources.auditpolicy import AuditPolicy
 from audit_operator.resources.auditsink import AuditSink
@@ -17,11 +18,20 @@ IMAGE: Final = "audit-operator:0.1.0"
 
 
 class Certificates(msgspec.Struct, frozen=True, kw_only=True):
-    """The receiver's certificates as PEM texts, made elsewhere: rendering makes no keys."""
+    """PEM texts, made elsewhere: rendering makes no keys.
+
+    ``ca``: every CA that receivers and API servers trust each other by, one after the other. ``server_``: what
+    receivers present, ``client_``: what API servers do.
+    """
 
     ca: str
-    certificate: str
-    key: str
+    server_certificate: str
+    server_key: str
+    client_certificate: str
+    client_key: str
+
+    def __repr__(self) -> str:
+        return "Certificates(...)"  # keys stay out of logs and of tests' output
 
 
 class ReceiverAddress(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,7 +48,10 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     ``server_version``: Kubernetes' major and minor. ``namespaces``: all that are known, by name, with their labels.
     ``kinds``: what discovery found; offline Kubernetes' own. ``server_policy``: the policy that API servers run now,
     None before the first installation; a union that became smaller does not replace it. ``certificates``: None offline;
-    objects and files then name a Secret and paths that somebody fills.
+    objects and files then name Secrets and paths that somebody fills. ``served``: every (apiVersion, kind) that the
+    cluster serves, None offline: it is taken to serve all. ``references``: the keys of every Secret and ConfigMap that
+    sinks refer to (`program.references` says which these are); one that is not among them does not exist; None
+    offline: nobody looked.
     """
 
     server_version: Version = NEWEST
@@ -50,6 +63,8 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     certificates: Certificates | None = None
     receiver_address: ReceiverAddress = ReceiverAddress()
     server_policy: Policy | None = None
+    served: frozenset[tuple[str, str]] | None = None
+    references: Mapping[Reference, frozenset[str]] | None = None
 
 
 class Identity(msgspec.Struct, frozen=True, order=True):
@@ -66,17 +81,23 @@ class Identity(msgspec.Struct, frozen=True, order=True):
 class Invalid(msgspec.Struct, frozen=True, kw_only=True):
     """A document that claims to be one of ours and is not valid; its status says why.
 
-    ``source`` says where a person finds it, such as ``tenants.yaml:12``.
+    ``source`` says where a person finds it, such as ``tenants.yaml:12``. ``last_good``: the last version of the same
+    resource that was valid; it stays in force. None if there was none.
     """
 
     identity: Identity
     problems: tuple[Problem, ...]
     generation: int = 0
     source: str = ""
+    last_good: Resource | None = None
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True):
-    """A set of resources in the order of namespace and name; made by `Resources.of`. ``backend`` None: defaults."""
+    """A set of resources in the order of namespace and name; made by `Resources.of`. ``backend`` None: defaults.
+
+    ``policies``, ``sinks`` and ``backend`` are what is in force: the valid ones, and of the ``invalid`` ones the last
+    good versions.
+    """
 
     policies: tuple[AuditPolicy, ...] = ()
     sinks: tuple[AuditSink, ...] = ()
@@ -108,13 +129,21 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True):
                 )
                 clash = Invalid(identity=identity, problems=(problem,), generation=generation)
                 invalid.setdefault(identity, []).append(clash)
-        sound = [versions[0] for identity, versions in sorted(valid.items()) if identity not in invalid]
+        merged = {identity: _merged(same) for identity, same in sorted(invalid.items())}
+        in_force = {identity: versions[0] for identity, versions in valid.items() if identity not in merged}
+        in_force |= {identity: each.last_good for identity, each in merged.items() if each.last_good is not None}
+        sound = [resource for _, resource in sorted(in_force.items(), key=lambda item: item[0])]
         return cls(
             policies=tuple(item for item in sound if isinstance(item, AuditPolicy)),
             sinks=tuple(item for item in sound if isinstance(item, AuditSink)),
             backend=next((item for item in sound if isinstance(item, AuditBackend)), None),
-            invalid=tuple(_merged(same) for _, same in sorted(invalid.items())),
+            invalid=tuple(merged.values()),
         )
+
+    @property
+    def broken(self) -> frozenset[Identity]:
+        """The invalid ones of which no version is in force."""
+        return frozenset(each.identity for each in self.invalid if each.last_good is None)
 
 
 def identity_of(resource: Resource) -> Identity:
@@ -132,9 +161,12 @@ def _in_namespace(resource: Resource, namespace: str) -> Resource:
 def _merged(same: list[Invalid]) -> Invalid:
     """All that is wrong with one identity, whatever the order in which it was found."""
     problems = {problem for item in same for problem in item.problems}
+    good = [item.last_good for item in same if item.last_good is not None]
     return Invalid(
         identity=same[0].identity,
         problems=tuple(sorted(problems, key=str)) if len(same) > 1 else same[0].problems,
         generation=max(item.generation for item in same),
         source=", ".join(sorted({item.source for item in same if item.source})),
+        # Which of several is meant would depend on their order.
+        last_good=good[0] if all(each == good[0] for each in good[1:]) and len(good) == len(same) else None,
     )
