@@ -191,6 +191,20 @@ def test_a_gzip_file_that_is_cut_off_gives_what_it_holds(tmp_path: Path) -> None
     assert report.complaints[-1].message.startswith("the gzip data is damaged: ")
 
 
+@pytest.mark.parametrize("damage", ["a bad block", "a wrong checksum", "a wrong length", "something behind it"])
+def test_a_damaged_gzip_file_says_so(tmp_path: Path, damage: str) -> None:
+    whole = gzip.compress(b"\n".join(EVENTS[:20]))
+    damaged = {
+        "a bad block": whole[:20] + b"\xff\xff\xff\xff" + whole[24:],
+        "a wrong checksum": whole[:-8] + b"abcd" + whole[-4:],
+        "a wrong length": whole[:-4] + b"abcd",
+        "something behind it": whole + b"something behind it",
+    }
+    report = replayed([Source("all", ALL)], write(tmp_path / "e.gz", damaged[damage]))
+    assert report.read.events <= 20
+    assert report.complaints[-1].message.startswith("the gzip data is damaged: ")
+
+
 def test_a_damaged_file_does_not_stop_the_next(tmp_path: Path) -> None:
     files = [write(tmp_path / "bad.gz", b"\x1f\x8b\x08 nonsense"), write(tmp_path / "good.jsonl", event())]
     report = replayed([Source("all", ALL)], *files)
