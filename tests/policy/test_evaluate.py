@@ -3,10 +3,12 @@
 import msgspec
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from policy_space import EVERY_REQUEST, policies, selecting_rules, server_decisions
 
-from audit_operator.policy.evaluate import Evaluator, rule_matches
+from audit_operator.policy.evaluate import Evaluator, Evaluators, rule_matches
 from audit_operator.policy.load import policy_of
+from audit_operator.policy.memo import LIMIT, LONGEST
 from audit_operator.policy.model import GroupResources, Level, Policy, Request, Rule
 
 
@@ -58,13 +60,45 @@ def test_a_failed_login_matches_no_rule_about_users_or_groups() -> None:
     assert Evaluator(Policy(rules=(by_user, Rule(level=Level.METADATA)))).decide(nobody).rule == 1
 
 
+@given(st.lists(policies, max_size=4))
+@settings(max_examples=15, deadline=None)
+def test_policies_asked_together_answer_as_each_does_alone(some: list[Policy]) -> None:
+    together, alone = Evaluators(some), [Evaluator(policy) for policy in some]
+    for request in EVERY_REQUEST[::11]:
+        expected = tuple(evaluator.decide(request) for evaluator in alone)
+        assert together.decide(request) == expected
+        assert together.decide(msgspec.structs.replace(request)) == expected
+
+
 def test_what_clients_invent_does_not_grow_without_end() -> None:
     policy = Policy(rules=(Rule(level=Level.METADATA, resources=(GroupResources("", ("pods",)),)),))
-    evaluator = Evaluator(policy)
-    for number in range(3 * Evaluator._MEMO_LIMIT):
-        evaluator.decide(Request(user="u", verb="get", resource=f"r{number}"))
-        evaluator.decide(Request(user="u", verb="get", is_resource=False, path=f"/{number}"))
-    assert max(map(len, (evaluator._memo, evaluator._paths, evaluator._resources))) <= Evaluator._MEMO_LIMIT
+    evaluators = Evaluators([policy])
+    (evaluator,) = evaluators._evaluators
+    for number in range(3 * LIMIT):
+        evaluators.decide(Request(user="u", verb="get", resource=f"r{number}"))
+        evaluators.decide(Request(user="u", verb="get", is_resource=False, path=f"/{number}"))
+    assert max(map(len, (evaluators._known, evaluator._paths, evaluator._resources))) <= LIMIT
+
+
+def test_what_is_too_long_to_be_kept_is_decided_all_the_same() -> None:
+    rules = (
+        Rule(level=Level.REQUEST, resources=(GroupResources("", ("pods",)),)),
+        Rule(level=Level.METADATA, non_resource_urls=("/x*",)),
+    )
+    evaluators = Evaluators([Policy(rules=rules)])
+    (evaluator,) = evaluators._evaluators
+    endless = "x" * (LONGEST + 1)
+    for request, level in [
+        (Request(user=endless, verb="get", resource="pods"), Level.REQUEST),
+        (Request(user="u", groups=("g", endless), verb="get", resource="pods"), Level.REQUEST),
+        (Request(user="u", verb="get", resource="pods", name=endless), Level.REQUEST),
+        (Request(user="u", verb="get", resource=endless), Level.NONE),
+        (Request(user=None, verb="get", is_resource=False, path="/" + endless), Level.METADATA),
+    ]:
+        assert [decision.level for decision in evaluators.decide(request)] == [level]
+    assert not evaluators._known
+    assert list(evaluator._resources) == [("", "pods", "")]
+    assert not evaluator._paths
 
 
 @given(selecting_rules)

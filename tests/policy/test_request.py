@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audit_operator.policy import events
+from audit_operator.policy.memo import LIMIT, LONGEST
 from audit_operator.policy.model import Request
-from audit_operator.policy.request import request_of
+from audit_operator.policy.request import _remembered, request_of
 
 DATA = Path(__file__).parent.parent / "data"
 
@@ -311,3 +312,55 @@ def test_deeply_nested_fields_are_no_obstacle() -> None:
 def test_long_urls_are_parsed_like_short_ones() -> None:
     name = "n" * 5000
     assert seen("get", f"/api/v1/nodes/{name}").name == name
+
+
+SIMILAR = st.fixed_dictionaries(
+    {
+        "verb": st.sampled_from(["list", "watch", "get", "create"]),
+        "requestURI": st.builds(
+            str.__add__,
+            st.sampled_from(["/api/v1/pods", "/api/v1/watch/pods", "/api/v1/namespaces/a/pods/a", "/version", ""]),
+            st.sampled_from(["", "?watch=1", "?fieldSelector=metadata.name%3Da", "?fieldSelector=metadata.name%3Db"]),
+        ),
+        "user": st.fixed_dictionaries(
+            {}, optional={"username": st.sampled_from(["", "a"]), "uid": st.just("7"), "groups": st.just(["a"])}
+        ),
+    },
+    optional={"objectRef": st.fixed_dictionaries({"resource": st.sampled_from(["pods", "nodes"])})},
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(SIMILAR, min_size=2, max_size=30))
+def test_no_request_is_taken_for_a_similar_one_that_came_before(similar: list[dict[str, Any]]) -> None:
+    alone = []
+    for event in similar:
+        _remembered.clear()
+        alone.append(request_of(event))
+    assert [request_of(event) for event in similar] == alone
+    assert [request_of(event) for event in similar] == alone
+
+
+def test_a_request_that_comes_again_is_the_same_object() -> None:
+    event = json.dumps({"verb": "list", "requestURI": "/api/v1/pods?limit=1", "user": {"username": "a"}}).encode()
+    again = event.replace(b"limit=1", b"limit=2&continue=x")
+    assert request_of(events.decode(event)) is request_of(events.decode(again))
+
+
+def test_requests_that_clients_invent_do_not_stay_without_end() -> None:
+    for number in range(2 * LIMIT):
+        seen("get", f"/api/v1/nodes/{number}")
+        seen("list", f"/api/v1/nodes?fieldSelector=metadata.name%3D{number}")
+    assert len(_remembered) <= LIMIT
+    _remembered.clear()
+    endless = "n" * (LONGEST + 1)
+    for event in [
+        {"verb": "get", "requestURI": f"/api/v1/nodes/{endless}"},
+        {"verb": "get", "requestURI": f"/{'%2e' * LONGEST}"},
+        {"verb": "list", "requestURI": f"/api/v1/nodes?fieldSelector=metadata.name%3D{endless}"},
+        {"verb": endless, "requestURI": "/version"},
+        {"verb": "get", "requestURI": "/version", "user": {"username": endless}},
+        {"verb": "get", "requestURI": "/version", "user": {"groups": [""] * (LONGEST + 1)}},
+    ]:
+        assert request_of(event) == request_of(event)
+    assert not _remembered

@@ -23,6 +23,7 @@ from audit_operator.cli.policies import Setup
 from audit_operator.policy.evaluate import Evaluator
 from audit_operator.policy.events import Event, EventError, ObjectRef, decode, split
 from audit_operator.policy.explain import Source
+from audit_operator.policy.memo import Memo
 from audit_operator.policy.model import Level, Policy, Request
 from audit_operator.policy.request import request_of
 
@@ -154,7 +155,7 @@ class Replay:
         self._evaluators = [Evaluator(policy) for policy in self._policies]
         # Requests lead to the counters that they share with all requests for which the same rules decide. The key of
         # those counters: per policy, the server's last, the index of the deciding rule.
-        self._known: dict[Request, _Tallies] = {}
+        self._known: Memo[Request, _Tallies] = Memo(_REMEMBERED)
         self._choices: dict[tuple[int | None, ...], _Tallies] = {}
         self._namespaces: set[str] = set()
         self._read = Volume()
@@ -224,15 +225,12 @@ class Replay:
     def _decide(self, request: Request) -> _Tallies:
         decisions = [evaluator.decide(request) for evaluator in self._evaluators]
         choice = tuple([decision.rule for decision in decisions])
-        if len(self._known) >= _REMEMBERED:
-            self._known.clear()
         if request.namespace and len(self._namespaces) < _REMEMBERED:
             self._namespaces.add(request.namespace)
         if choice not in self._choices:
             minimal = any(decision.level is Level.MINIMAL for decision in decisions)
             self._choices[choice] = _Tallies(minimal=minimal)
-        self._known[request] = self._choices[choice]
-        return self._choices[choice]
+        return self._known.remember(request, self._choices[choice], request.length)
 
 
 class _Table:
@@ -579,7 +577,7 @@ def replay_files(names: Sequence[str], replay: Replay, errors: TextIO) -> None:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console(errors), transient=True) as bar:
+    with Progress(*columns, console=console(errors), transient=True, refresh_per_second=4) as bar:
         for name in names:
             task = bar.add_task(printable(shown(name)), total=_size(name))
             replay_file(name, replay, lambda done, task=task: bar.update(task, completed=done))  # type: ignore[misc]

@@ -8,6 +8,7 @@ the lowest bit of a handful of ANDs, whatever the number of rules.
 
 from collections.abc import Iterable
 
+from audit_operator.policy.memo import Memo
 from audit_operator.policy.model import Decision, GroupResources, Level, Policy, Request, Rule
 
 
@@ -104,10 +105,7 @@ class Evaluator:
 
     """
 
-    # What clients can invent without end (paths, made-up resources, whole requests) is forgotten when it fills up.
-    _MEMO_LIMIT = 8192
-
-    __slots__ = ("_decisions", "_groups", "_memo", "_namespaces", "_paths", "_resources", "_rules", "_users", "_verbs")
+    __slots__ = ("_decisions", "_groups", "_namespaces", "_paths", "_resources", "_rules", "_users", "_verbs")
 
     def __init__(self, policy: Policy) -> None:
         rules = policy.rules
@@ -117,9 +115,8 @@ class Evaluator:
         self._verbs = _exact(rule.verbs for rule in rules)
         self._namespaces = _exact(_namespaces(rule) for rule in rules)
         # (group, resource, subresource) -> (rules for any other name, name -> rules)
-        self._resources: dict[tuple[str, str, str], tuple[int, dict[str, int]]] = {}
-        self._paths: dict[str, int] = {}
-        self._memo: dict[Request, Decision] = {}
+        self._resources: Memo[tuple[str, str, str], tuple[int, dict[str, int]]] = Memo()
+        self._paths: Memo[str, int] = Memo()
         # Indexed by bit_length of the lowest matching bit: 0 is "no rule", i + 1 is rule i.
         self._decisions = [Decision(Level.NONE, policy.omit_stages, policy.omit_managed_fields, None)]
         self._decisions += [
@@ -134,15 +131,8 @@ class Evaluator:
 
     def decide(self, request: Request) -> Decision:
         """The first matching rule's level, stages and managedFields; level None when no rule matches."""
-        memo = self._memo
-        decision = memo.get(request)
-        if decision is None:
-            matching = self.matching(request)
-            decision = self._decisions[(matching & -matching).bit_length()]
-            if len(memo) >= self._MEMO_LIMIT:
-                memo.clear()
-            memo[request] = decision
-        return decision
+        matching = self.matching(request)
+        return self._decisions[(matching & -matching).bit_length()]
 
     def outcome(self, rule: int) -> Decision:
         """The decision of rule ``rule``; one past the last rule is the decision when no rule matches."""
@@ -173,10 +163,7 @@ class Evaluator:
         return matching & (by_name.get(request.name, unnamed) if by_name else unnamed)
 
     def _path(self, path: str) -> int:
-        if len(self._paths) >= self._MEMO_LIMIT:
-            self._paths.clear()
-        self._paths[path] = bits(non_resource_matches(rule, path) for rule in self._rules)
-        return self._paths[path]
+        return self._paths.remember(path, bits(non_resource_matches(rule, path) for rule in self._rules), len(path))
 
     def _resource(self, key: tuple[str, str, str]) -> tuple[int, dict[str, int]]:
         """Asks `resource_matches` once for every name that a rule gives to this resource, and for any other name."""
@@ -195,11 +182,37 @@ class Evaluator:
             )
             return bits(resource_matches(rule, request) for rule in self._rules)
 
-        if len(self._resources) >= self._MEMO_LIMIT:
-            self._resources.clear()
         any_other = max(names, key=len, default="") + "*"
-        self._resources[key] = (matching(any_other), {name: matching(name) for name in names})
-        return self._resources[key]
+        answer = matching(any_other), {name: matching(name) for name in names}
+        return self._resources.remember(key, answer, len(group) + len(resource) + len(subresource))
+
+
+class Evaluators:
+    """Several policies asked at once about traffic that repeats itself: a known request costs one look-up for all.
+
+    Not safe for concurrent use from several threads.
+
+    Args:
+        policies: with every namespaceSelector resolved (ValueError otherwise).
+
+    """
+
+    __slots__ = ("_combinations", "_evaluators", "_known")
+
+    def __init__(self, policies: Iterable[Policy]) -> None:
+        self._evaluators = [Evaluator(policy) for policy in policies]
+        self._known: Memo[Request, tuple[Decision, ...]] = Memo()
+        # Thousands of requests share some dozens of answers, each as long as there are policies.
+        self._combinations: Memo[tuple[Decision, ...], tuple[Decision, ...]] = Memo()
+
+    def decide(self, request: Request) -> tuple[Decision, ...]:
+        """Every policy's decision, in the order of the policies."""
+        decisions = self._known.get(request)
+        if decisions is None:
+            decisions = tuple([evaluator.decide(request) for evaluator in self._evaluators])
+            decisions = self._combinations.get(decisions) or self._combinations.remember(decisions, decisions, 0)
+            self._known.remember(request, decisions, request.length)
+        return decisions
 
 
 def _namespaces(rule: Rule) -> tuple[str, ...]:

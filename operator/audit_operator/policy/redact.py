@@ -27,6 +27,7 @@ from msgspec import Raw
 
 from audit_operator.policy.evaluate import group_resources_match
 from audit_operator.policy.events import Event
+from audit_operator.policy.memo import Memo
 from audit_operator.policy.model import GroupResources, Request
 
 
@@ -152,9 +153,6 @@ class Redactor:
 
     """
 
-    # Clients can ask for made-up resources without end.
-    _MEMO_LIMIT = 4096
-
     __slots__ = ("_hash_key", "_kinds", "_memo", "_rules")
 
     def __init__(self, rules: Sequence[RedactionRule] = (), *, hash_key: bytes = b"") -> None:
@@ -167,7 +165,7 @@ class Redactor:
             for kind, request in _KINDS.items()
             for name in (kind, f"{kind}List")
         }
-        self._memo: dict[tuple[str, str, str], tuple[_Redaction, ...]] = {}
+        self._memo: Memo[tuple[str, str, str], tuple[_Redaction, ...]] = Memo()
 
     def rules_for(self, request: Request) -> tuple[RedactionRule, ...]:
         """The rules that the bodies of this request fall under. None: they are only searched for built-in kinds."""
@@ -211,9 +209,7 @@ class Redactor:
             return ()
         if (known := self._memo.get(key)) is not None:
             return known
-        if len(self._memo) >= self._MEMO_LIMIT:
-            self._memo.clear()
-        return self._memo.setdefault(key, _compile(self.rules_for(request)))
+        return self._memo.remember(key, _compile(self.rules_for(request)), sum(map(len, key)))
 
 
 class _Run:

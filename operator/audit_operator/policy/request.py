@@ -15,12 +15,10 @@ What an event cannot tell: a client that sends ``GET http://host`` has an empty 
 
 import re
 from collections.abc import Mapping
-from functools import lru_cache
 from urllib.parse import unquote, unquote_plus
 
-import msgspec
-
 from audit_operator.policy.events import Event, ObjectRef, UserInfo, event_of
+from audit_operator.policy.memo import Memo
 from audit_operator.policy.model import Request
 
 
@@ -34,26 +32,19 @@ def request_of(event: Event | Mapping[str, object]) -> Request:
         event = event_of(event)
     user, verb = event.user, event.verb
     path, _, query = event.request_uri.partition("?")
-    target = _remembered_target(path) if len(path) <= _LONGEST_REMEMBERED else _target(path)
+    selected = _selected_name(query) if query and verb in _SELECTING_VERBS else ""
+    seen = (path, verb, user.username or _name(user), user.groups, selected)
+    request = _remembered.get(seen)
+    if request is None:
+        request = _request(*seen)
+        _remembered.remember(seen, request, len(path) + request.length)
+    if event.object_ref is not None and not request.is_resource:
+        return _as_recorded(event, event.object_ref)
+    return request
 
-    if not target.is_resource:
-        if event.object_ref is not None:
-            return _as_recorded(event, event.object_ref)
-        return Request(user=_name(user), groups=user.groups, verb=verb, is_resource=False, path=target.path)
 
-    name = target.name
-    if query and not name and target.may_select and verb in _SELECTING_VERBS:
-        name = _selected_name(query)
-    return Request(
-        user=user.username or _name(user),
-        groups=user.groups,
-        verb=verb,
-        namespace=target.namespace,
-        api_group=target.group,
-        resource=target.resource,
-        subresource=target.subresource,
-        name=name,
-    )
+# The same object for the same request: whoever asks policies about it need not hash all its strings again.
+_remembered: Memo[tuple[str, str, str | None, tuple[str, ...], str], Request] = Memo()
 
 
 _SELECTING_VERBS = frozenset({"list", "watch"})
@@ -83,20 +74,8 @@ def _as_recorded(event: Event, ref: ObjectRef) -> Request:
     )
 
 
-class _Target(msgspec.Struct, frozen=True, gc=False):
-    """What the path of a URL names; ``path`` is the decoded one. ``may_select``: a query could name the object."""
-
-    path: str
-    is_resource: bool = False
-    group: str = ""
-    resource: str = ""
-    subresource: str = ""
-    namespace: str = ""
-    name: str = ""
-    may_select: bool = True
-
-
-def _target(raw_path: str) -> _Target:
+def _request(raw_path: str, verb: str, user: str | None, groups: tuple[str, ...], selected: str) -> Request:
+    """The request for what a URL's path names; ``selected`` is the name that its query demands, if any."""
     path = unquote(raw_path) if "%" in raw_path else raw_path
     if not path.startswith("/"):
         path = _path_of_other_forms(path)
@@ -108,14 +87,14 @@ def _target(raw_path: str) -> _Target:
     elif parts[0] == "apis" and len(parts) > 3:
         group, parts = parts[1], parts[3:]
     else:
-        return _Target(path)
+        return Request(user=user, groups=groups, verb=verb, is_resource=False, path=path)
 
     # The verb may stand in the path, as in /api/v1/watch/namespaces/default/pods. Field selectors are ignored then.
     special = parts[0] if parts[0] in _SPECIAL_VERBS else ""
     if special:
         parts = parts[1:]
         if not parts:
-            return _Target(path)
+            return Request(user=user, groups=groups, verb=verb, is_resource=False, path=path)
 
     namespace = ""
     if parts[0] == "namespaces" and len(parts) > 1:
@@ -124,21 +103,18 @@ def _target(raw_path: str) -> _Target:
             parts = parts[2:]
 
     depth = len(parts)
-    return _Target(
-        path,
-        is_resource=True,
-        group=group,
+    name = parts[1] if depth > 1 else ""
+    return Request(
+        user=user,
+        groups=groups,
+        verb=verb,
+        namespace=namespace,
+        api_group=group,
         resource=parts[0],
         subresource=parts[2] if depth > 2 and special != "proxy" else "",
-        namespace=namespace,
-        name=parts[1] if depth > 1 else "",
-        may_select=not special,
+        name=name if name or special else selected,
     )
 
-
-# Controllers ask for the same few thousand paths all day. Both bounds count: clients can invent long paths without end.
-_LONGEST_REMEMBERED = 256
-_remembered_target = lru_cache(maxsize=8192)(_target)
 
 _SPECIAL_VERBS = frozenset({"proxy", "watch"})
 _NAMESPACE_SUBRESOURCES = frozenset({"status", "finalize"})
