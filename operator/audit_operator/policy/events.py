@@ -148,7 +148,8 @@ def _lenient(kind: type[_S], members: Mapping[str, object]) -> _S:
     return kind(**values)
 
 
-_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[][{},:]', re.DOTALL)
+# A string without an end is a token too: looking for the next one inside it, quote by quote, would take forever.
+_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.|\\\Z)*+(?:"|\Z)|[][{},:]', re.DOTALL)
 _CLOSING = {b"{": b"}", b"[": b"]"}
 _SURROGATE = re.compile(rb"\\(?:(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL)
 

@@ -4,12 +4,14 @@ Which fields: those of `BUILT_IN`, always, and the user's rules on top, in every
 resources, whatever its form: the object, a list, a Table, a merge, strategic or apply patch, a JSON patch, and the
 patches of webhooks in the event's annotations. From the same bodies go the annotations that repeat the object
 (last-applied-configuration and its like), managedFields' fieldsV1, which holds keys and set members by value, and the
-cells of a Table, which print fields. Error messages that quote the body are masked, in responseStatus too. Objects of
-the built-in kinds are found by their ``kind`` in any other body as well, such as a custom resource with a Secret in it.
+cells of a Table, which print fields. Messages that may quote the body are masked: of errors, in responseStatus too, and
+of admission policies. Objects of the built-in kinds are found by their ``kind`` in any other body as well, such as a
+custom resource with a Secret in it, and in JSON that a string holds.
 
-What is out of reach: a credential in a field that no rule names (the value of an environment variable, a command line
-in a URL), in text (YAML in a string), in a patch of another resource that does not name the kind, or moved by its
-author to another field; and objects of the *user's* rules inside bodies of other resources.
+What is out of reach: a credential in a field that no rule names (the value of an environment variable), in text that
+is no JSON (YAML in a string), in a patch of another resource that does not name the kind, or moved by its author to
+another field; and objects of the *user's* rules inside bodies of other resources. The request's URL stays as it is, the
+command of an exec included: what was run is what an investigation is about.
 
 It fails closed. A value of an unexpected type on the way to a field is replaced as a whole, keys match whatever their
 case, and what cannot be parsed, nests too deep or breaks the code is replaced by `UNREDACTABLE`; the envelope stays.
@@ -68,6 +70,8 @@ class Redacted(msgspec.Struct, frozen=True):
     failed: tuple[str, ...]
 
 
+_NOTHING = Redacted({}, 0, ())
+
 MASK = "***"
 UNREDACTABLE = {"redacted": "this could not be checked for secrets"}
 
@@ -81,12 +85,20 @@ REPEATING_ANNOTATIONS = (
     "kubectl.kubernetes.io/last-applied-configuration",
     "banzaicloud.com/last-applied",
     "kapp.k14s.io/original",
+    "kapp.k14s.io/original-diff",
+    "kapp.k14s.io/original-diff-full",
+    "kubernetes.io/change-cause",
     "objectset.rio.cattle.io/applied",
 )
-"""Annotations in which tools keep a copy of the object they are on."""
+"""Annotations in which tools keep a copy of the object they are on, or the command line that changed it: that of
+``kubectl patch --record`` has the patch in it.
+"""
 
 PATCH_ANNOTATION = "patch.webhook.admission.k8s.io/"
 """Prefix of the event annotations that hold what mutating webhooks did to the object."""
+
+FAILURE_ANNOTATION = "validation.policy.admission.k8s.io/validation_failure"
+"""Event annotation of a ValidatingAdmissionPolicy, whose messages are made by expressions over the object."""
 
 
 def _built_in(group: str, resource: str, *paths: str, action: Action = Action.MASK) -> RedactionRule:
@@ -100,6 +112,11 @@ BUILT_IN: tuple[RedactionRule, ...] = (
     _built_in("authentication.k8s.io", "tokenreviews", "spec.token"),
     _built_in("authentication.k8s.io", "tokenreviews", "status", action=Action.REMOVE),
     _built_in("certificates.k8s.io", "certificatesigningrequests", "spec.request", "status.certificate"),
+    _built_in(
+        "certificates.k8s.io",
+        "podcertificaterequests",
+        *("spec.proofOfPossession", "spec.stubPKCS10Request", "status.certificateChain"),
+    ),
 )
 """Always in force. Names of keys stay: which key of a Secret was changed is worth knowing, and no secret."""
 
@@ -119,6 +136,9 @@ _KINDS: dict[str, Request] = {
     "TokenReview": Request(user=None, verb="", api_group="authentication.k8s.io", resource="tokenreviews"),
     "CertificateSigningRequest": Request(
         user=None, verb="", api_group="certificates.k8s.io", resource="certificatesigningrequests"
+    ),
+    "PodCertificateRequest": Request(
+        user=None, verb="", api_group="certificates.k8s.io", resource="podcertificaterequests"
     ),
 }
 """The kinds of `BUILT_IN`, looked for in any group: whoever defined a ``Secret``, what is in it is one."""
@@ -183,25 +203,27 @@ class Redactor:
 
         """
         redactions = self._redactions(request)
-        parts = [
+        contents = event.request_object, event.response_object, event.annotations
+        if not redactions and not any(_may_name_a_kind(bytes(raw)) for raw in contents if len(raw)):
+            return _NOTHING
+        parts = (
             ("requestObject", event.request_object),
             ("responseObject", event.response_object),
             ("annotations", event.annotations),
-        ]
-        if redactions:
-            parts.append(("responseStatus", event.response_status))
+            # Last: it may quote any of the others.
+            ("responseStatus", event.response_status),
+        )
         run = _Run(self._kinds, self._hash_key, redactions)
         fields: dict[str, Raw] = {}
-        failed: list[str] = []
         for name, raw in parts:
-            if len(raw) == 0 or not (redactions or _may_name_a_kind(bytes(raw))):
+            if len(raw) == 0 or not (run.suspicious or (name != "responseStatus" and _may_name_a_kind(bytes(raw)))):
                 continue
             try:
                 fields[name] = Raw(_encode(run.rewrite(name, _decode(raw), request)))
             except Exception:  # whatever went wrong, the value must not pass
                 fields[name] = Raw(_encode(UNREDACTABLE))
-                failed.append(name)
-        return Redacted(fields, run.count, tuple(failed))
+                run.failed.append(name)
+        return Redacted(fields, run.count, tuple(run.failed))
 
     def _redactions(self, request: Request) -> tuple[_Redaction, ...]:
         key = (request.api_group, request.resource, request.subresource)
@@ -215,7 +237,7 @@ class Redactor:
 class _Run:
     """One event being redacted. Values are replaced in copies; what is untouched is shared with the input."""
 
-    __slots__ = ("_hash_key", "_kinds", "_redactions", "count")
+    __slots__ = ("_hash_key", "_kinds", "_redactions", "count", "failed")
 
     def __init__(
         self, kinds: Mapping[str, tuple[_Redaction, ...]], hash_key: bytes, redactions: tuple[_Redaction, ...]
@@ -224,14 +246,22 @@ class _Run:
         self._hash_key = hash_key
         self._redactions = redactions
         self.count = 0
+        self.failed: list[str] = []
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether there is something in this event, so that messages about it may quote it."""
+        return bool(self._redactions) or self.count > 0 or bool(self.failed)
 
     def rewrite(self, field: str, value: Any, request: Request) -> Any:
         """The value of one of the event's top-level fields, redacted."""
         if field == "annotations":
             return self._annotations(value, request)
+        if field == "responseStatus":
+            return self._status(value)
+        if field == "responseObject" and self.suspicious and _is_status(value):
+            return self._embedded(self._status(value), 0)
         if self._redactions:
-            if field == "responseStatus" or (field == "responseObject" and _is_status(value)):
-                return self._status(value)
             if field == "requestObject" and request.verb == "patch":
                 value = self._patch(value, request)
             else:
@@ -240,7 +270,7 @@ class _Run:
 
     def _status(self, status: Any) -> Any:
         """An error may quote the body: what did not parse, or a value that is not allowed."""
-        if isinstance(status, dict) and status.get("code") in _CODES_WITHOUT_QUOTES:
+        if isinstance(status, dict) and _names_only(status):
             return status
         for steps in (("message",), ("details", "causes", None, "message")):
             status = self._at(status, steps, Action.MASK)
@@ -250,9 +280,22 @@ class _Run:
         """The event's own annotations, of which those that mutating webhooks leave hold object content."""
         changed = dict(annotations)
         for key, text in annotations.items():
-            if key.startswith(PATCH_ANNOTATION) and (self._redactions or _may_name_a_kind(text.encode())):
-                changed[key] = self._patch_annotation(text, request)
+            if key.startswith(PATCH_ANNOTATION):
+                if self._redactions or _may_name_a_kind(text.encode()):
+                    changed[key] = self._patch_annotation(text, request)
+            elif key == FAILURE_ANNOTATION and self.suspicious:
+                changed[key] = self._failure_annotation(text)
+            else:
+                changed[key] = self._text(text, 0)
         return changed
+
+    def _failure_annotation(self, text: str) -> str:
+        """``[{"message": ..., "policy": ..., "binding": ..., "expressionIndex": 0, ...}]`` as JSON in a string."""
+        try:
+            return _encode(self._at(_decode(text), (None, "message"), Action.MASK)).decode()
+        except Exception:  # not what the API server leaves
+            self.count += 1
+            return MASK
 
     def _patch_annotation(self, text: str, request: Request) -> str:
         """``{"configuration": ..., "webhook": ..., "patch": [...], "patchType": "JSONPatch"}`` as JSON in a string."""
@@ -337,12 +380,14 @@ class _Run:
 
     def _embedded(self, value: Any, depth: int) -> Any:
         """Objects of the built-in kinds wherever they are, and annotations that repeat an object with one in it."""
+        if isinstance(value, str):
+            return self._text(value, depth)
+        if not isinstance(value, dict | list):
+            return value
         if depth >= MAX_DEPTH:
             raise _TooDeepError
         if isinstance(value, list):
-            return [self._embedded(item, depth + 1) if isinstance(item, dict | list) else item for item in value]
-        if not isinstance(value, dict):
-            return value
+            return [self._embedded(item, depth + 1) for item in value]
         kind = value.get("kind")
         node = value
         if isinstance(kind, str) and (redactions := self._kinds.get(kind)):
@@ -350,12 +395,10 @@ class _Run:
             node = value if done else self._objects(value, redactions, 0)
         result = {}
         for key, child in node.items():
-            if isinstance(child, dict | list):
-                result[key] = self._embedded(child, depth + 1)
-            elif key in REPEATING_ANNOTATIONS and isinstance(child, str) and self._repeats_one(child):
+            if key in REPEATING_ANNOTATIONS and isinstance(child, str) and self._repeats_one(child):
                 self.count += 1
             else:
-                result[key] = child
+                result[key] = self._embedded(child, depth + 1)
         return result
 
     def _repeats_one(self, text: str) -> bool:
@@ -368,6 +411,18 @@ class _Run:
         except Exception:  # it cannot be told, so it may
             return True
         return run.count > 0
+
+    def _text(self, text: str, depth: int) -> str:
+        """A string, which may hold an object as JSON: annotations of many tools, configuration, patches of those."""
+        if not _JSON_TEXT.match(text) or not _may_name_a_kind(text.encode()):
+            return text
+        before = self.count
+        try:
+            value = self._embedded(_decode(text), depth + 1)
+        except Exception:  # it cannot be told what is in it
+            self.count += 1
+            return MASK
+        return text if self.count == before else _encode(value).decode()
 
     def _at(self, value: Any, steps: tuple[_Step, ...], action: Action) -> Any:
         """``value`` with what the steps lead to replaced. Where they lead nowhere for its type, it goes itself."""
@@ -407,24 +462,36 @@ class _TooDeepError(Exception):
 
 
 _CODES_WITHOUT_QUOTES = frozenset({*range(100, 400), 401, 403, 404, 405, 406, 408, 409, 410, 413, 415, 429})
-"""Success, and errors whose message the API server makes of names, or an admission plugin on purpose. The others (400,
-422, 500, 0) quote the body that did not parse, or the value that is not allowed."""
+"""Success, and errors whose message the API server makes of names. The others (400, 422, 500, 0) quote the body that
+did not parse, or the value that is not allowed."""
+
+_DENIED = re.compile("admission webhook|AdmissionPolicy|denied (?:the )?request")
+"""What webhooks and admission policies say, at a code of their choice, may quote the object that they judge."""
+
+
+def _names_only(status: Mapping[str, Any]) -> bool:
+    return status.get("code") in _CODES_WITHOUT_QUOTES and not _DENIED.search(status.get("message", ""))
 
 
 def _is_status(value: Any) -> bool:
-    return isinstance(value, dict) and value.get("kind") == "Status" and value.get("apiVersion") == "v1"
+    return (
+        isinstance(value, dict)
+        and value.get("kind") == "Status"
+        and str(value.get("apiVersion")).removeprefix("meta.k8s.io/").startswith("v1")
+    )
 
 
-_KIND_HINTS = (b'"Secret', b'"ConfigMap', b'"TokenRe', b'"CertificateSigningRequest')
-_ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")
+_KIND_HINT = re.compile(rb'"(?:Secret|ConfigMap|TokenRe|CertificateSigningRequest|PodCertificateRequest)')
+_ESCAPED = re.compile(rb"\\u00(?:22|[4-7])")
+"""A letter or a quotation mark that is written as an escape: in JSON within a string, the latter too."""
+
+_JSON_TEXT = re.compile(r'\s*(?:\{\s*["}]|\[\s*[\[{])')
+"""How text begins that is JSON and may have an object in it, which a template does not (``{{``)."""
 
 
 def _may_name_a_kind(raw: bytes) -> bool:
     """Whether one of the kinds may be somewhere in this JSON: all bodies are asked, few are parsed."""
-    for hint in _KIND_HINTS:
-        if hint in raw:
-            return True
-    return b"\\u00" in raw and _ESCAPED_LETTER.search(raw) is not None
+    return _KIND_HINT.search(raw) is not None or (b"\\u00" in raw and _ESCAPED.search(raw) is not None)
 
 
 def _reaches(step: _Step, key: str) -> bool:
