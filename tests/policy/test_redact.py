@@ -765,7 +765,7 @@ def json_patches(draw: st.DrawFn) -> Any:
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[Request, dict[str, Any]]:
     """A request and fields of its event with the marker somewhere it must not stay."""
-    form = draw(st.sampled_from(["object", "merge patch", "JSON patch", "webhook", "inside"]))
+    form = draw(st.sampled_from(["object", "merge patch", "JSON patch", "webhook", "inside", "text", "error"]))
     if form == "object":
         field = draw(st.sampled_from(["requestObject", "responseObject"]))
         return a_request(draw(st.sampled_from(["create", "update", "get", "list"])), "secrets"), {
@@ -778,8 +778,16 @@ def cases(draw: st.DrawFn) -> tuple[Request, dict[str, Any]]:
     if form == "webhook":
         patch = json.dumps({"webhook": "w", "patch": draw(json_patches())})
         return SECRETS, {"annotations": {"patch.webhook.admission.k8s.io/round_0_index_0": patch}}
-    inside = {**draw(secrets()), "kind": "Secret"}
-    return a_request("update", "widgets", "example.com"), {"requestObject": {"spec": [draw(JSON), {"a": inside}]}}
+    inside: Any = {**draw(secrets()), "kind": "Secret"}
+    other = a_request(draw(st.sampled_from(["update", "patch"])), "widgets", "example.com")
+    if form == "text":
+        for _ in range(draw(st.integers(1, 3))):
+            inside = draw(st.sampled_from([json.dumps(inside), f" {json.dumps([{'a': inside}], indent=1)}"]))
+    fields = {"requestObject": {"spec": [draw(JSON), {"a": inside}]}}
+    if form == "error":
+        status = {"code": draw(st.sampled_from([400, 422, 500])), "message": f"Invalid value: {MARKER}"}
+        fields |= {"responseStatus": status, "responseObject": {"kind": "Status", "apiVersion": "v1", **status}}
+    return other, fields
 
 
 @settings(max_examples=600, deadline=None)

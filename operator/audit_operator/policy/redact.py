@@ -219,7 +219,7 @@ class Redactor:
             if len(raw) == 0 or not (run.suspicious or (name != "responseStatus" and _may_name_a_kind(bytes(raw)))):
                 continue
             try:
-                fields[name] = Raw(_encode(run.rewrite(name, _decode(raw), request)))
+                fields[name] = Raw(_encode(run.rewrite(name, bytes(raw), request)))
             except Exception:  # whatever went wrong, the value must not pass
                 fields[name] = Raw(_encode(UNREDACTABLE))
                 run.failed.append(name)
@@ -237,7 +237,7 @@ class Redactor:
 class _Run:
     """One event being redacted. Values are replaced in copies; what is untouched is shared with the input."""
 
-    __slots__ = ("_hash_key", "_kinds", "_redactions", "count", "failed")
+    __slots__ = ("_hash_key", "_kinds", "_opened", "_redactions", "count", "failed")
 
     def __init__(
         self, kinds: Mapping[str, tuple[_Redaction, ...]], hash_key: bytes, redactions: tuple[_Redaction, ...]
@@ -245,6 +245,7 @@ class _Run:
         self._kinds = kinds
         self._hash_key = hash_key
         self._redactions = redactions
+        self._opened: tuple[type, ...] = (dict, list, str)
         self.count = 0
         self.failed: list[str] = []
 
@@ -253,8 +254,11 @@ class _Run:
         """Whether there is something in this event, so that messages about it may quote it."""
         return bool(self._redactions) or self.count > 0 or bool(self.failed)
 
-    def rewrite(self, field: str, value: Any, request: Request) -> Any:
+    def rewrite(self, field: str, raw: bytes, request: Request) -> Any:
         """The value of one of the event's top-level fields, redacted."""
+        value = _decode(raw)
+        # Most bodies have many strings and nothing in them.
+        self._opened = (dict, list, str) if _may_name_a_kind_in_text(raw) else (dict, list)
         if field == "annotations":
             return self._annotations(value, request)
         if field == "responseStatus":
@@ -386,8 +390,9 @@ class _Run:
             return value
         if depth >= MAX_DEPTH:
             raise _TooDeepError
+        opened = self._opened
         if isinstance(value, list):
-            return [self._embedded(item, depth + 1) for item in value]
+            return [self._embedded(item, depth + 1) if isinstance(item, opened) else item for item in value]
         kind = value.get("kind")
         node = value
         if isinstance(kind, str) and (redactions := self._kinds.get(kind)):
@@ -395,7 +400,9 @@ class _Run:
             node = value if done else self._objects(value, redactions, 0)
         result = {}
         for key, child in node.items():
-            if key in REPEATING_ANNOTATIONS and isinstance(child, str) and self._repeats_one(child):
+            if not isinstance(child, opened):
+                result[key] = child
+            elif isinstance(child, str) and key in REPEATING_ANNOTATIONS and self._repeats_one(child):
                 self.count += 1
             else:
                 result[key] = self._embedded(child, depth + 1)
@@ -481,17 +488,24 @@ def _is_status(value: Any) -> bool:
     )
 
 
-_KIND_HINT = re.compile(rb'"(?:Secret|ConfigMap|TokenRe|CertificateSigningRequest|PodCertificateRequest)')
+_KINDS_PATTERN = rb'"(?:Secret|ConfigMap|TokenRe|CertificateSigningRequest|PodCertificateRequest)'
+_KIND_HINT = re.compile(_KINDS_PATTERN)
+_KIND_HINT_IN_TEXT = re.compile(rb"\\" + _KINDS_PATTERN)
 _ESCAPED = re.compile(rb"\\u00(?:22|[4-7])")
 """A letter or a quotation mark that is written as an escape: in JSON within a string, the latter too."""
 
-_JSON_TEXT = re.compile(r'\s*(?:\{\s*["}]|\[\s*[\[{])')
+_JSON_TEXT = re.compile(r'\s*(?:\{\s*["}]|\[\s*[\[{]|"\s*[\\\[{])')
 """How text begins that is JSON and may have an object in it, which a template does not (``{{``)."""
 
 
 def _may_name_a_kind(raw: bytes) -> bool:
     """Whether one of the kinds may be somewhere in this JSON: all bodies are asked, few are parsed."""
     return _KIND_HINT.search(raw) is not None or (b"\\u00" in raw and _ESCAPED.search(raw) is not None)
+
+
+def _may_name_a_kind_in_text(raw: bytes) -> bool:
+    """The same for the strings in it, in which quotation marks are escaped."""
+    return _KIND_HINT_IN_TEXT.search(raw) is not None or (b"\\u00" in raw and _ESCAPED.search(raw) is not None)
 
 
 def _reaches(step: _Step, key: str) -> bool:
