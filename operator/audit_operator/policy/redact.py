@@ -151,6 +151,15 @@ _FIELDS: dict[tuple[str, str], frozenset[str]] = {
 """All there is in these objects, case folded. A patch is recorded as sent: anything beside these is a slip of whoever
 wrote it, and may well be what belonged into ``data``."""
 
+_METADATA = frozenset(
+    {
+        *("name", "generatename", "namespace", "labels", "annotations", "finalizers", "ownerreferences", "uid"),
+        *("resourceversion", "generation", "creationtimestamp", "deletiontimestamp", "deletiongraceperiodseconds"),
+        *("managedfields", "selflink", "$patch", "$retainkeys"),
+    }
+)
+"""All there is in their metadata: two spaces too many and the data is in there."""
+
 # One step of a path: a case-folded key, any child, or any key but these.
 _Step = str | frozenset[str] | None
 
@@ -203,9 +212,6 @@ class Redactor:
 
         """
         redactions = self._redactions(request)
-        contents = event.request_object, event.response_object, event.annotations
-        if not redactions and not any(_may_name_a_kind(bytes(raw)) for raw in contents if len(raw)):
-            return _NOTHING
         parts = (
             ("requestObject", event.request_object),
             ("responseObject", event.response_object),
@@ -213,10 +219,12 @@ class Redactor:
             # Last: it may quote any of the others.
             ("responseStatus", event.response_status),
         )
+        if not redactions and not any(_may_name_a_kind(bytes(raw)) for _, raw in parts if len(raw)):
+            return _NOTHING
         run = _Run(self._kinds, self._hash_key, redactions)
         fields: dict[str, Raw] = {}
         for name, raw in parts:
-            if len(raw) == 0 or not (run.suspicious or (name != "responseStatus" and _may_name_a_kind(bytes(raw)))):
+            if len(raw) == 0 or not (run.suspicious or _may_name_a_kind(bytes(raw))):
                 continue
             try:
                 fields[name] = Raw(_encode(run.rewrite(name, bytes(raw), request)))
@@ -258,13 +266,17 @@ class _Run:
         """The value of one of the event's top-level fields, redacted."""
         value = _decode(raw)
         # Most bodies have many strings and nothing in them.
-        self._opened = (dict, list, str) if _may_name_a_kind_in_text(raw) else (dict, list)
+        in_text = _may_name_a_kind_in_text(raw)
+        self._opened = (dict, list, str) if in_text else (dict, list)
         if field == "annotations":
             return self._annotations(value, request)
+        may_quote = self.suspicious or in_text
         if field == "responseStatus":
-            return self._status(value)
-        if field == "responseObject" and self.suspicious and _is_status(value):
-            return self._embedded(self._status(value), 0)
+            return self._status(value) if may_quote else value
+        if field == "responseObject" and may_quote and _is_status(value):
+            value = self._status(value)
+            if value.keys() <= _STATUS_FIELDS:
+                return self._embedded(value, 0)
         if self._redactions:
             if field == "requestObject" and request.verb == "patch":
                 value = self._patch(value, request)
@@ -278,6 +290,8 @@ class _Run:
             return status
         for steps in (("message",), ("details", "causes", None, "message")):
             status = self._at(status, steps, Action.MASK)
+        if isinstance(status, dict) and not _is_word(status.get("reason")):
+            status = self._at(status, ("reason",), Action.MASK)
         return status
 
     def _annotations(self, annotations: Any, request: Request) -> Any:
@@ -305,8 +319,12 @@ class _Run:
         """``{"configuration": ..., "webhook": ..., "patch": [...], "patchType": "JSONPatch"}`` as JSON in a string."""
         try:
             content = _decode(text)
-            patch = self._patch(content["patch"], request) if self._redactions else content["patch"]
-            return _encode({**content, "patch": self._embedded(patch, 0)}).decode()
+            patch, content["patch"] = content["patch"], None
+            if self._redactions:
+                patch = self._patch(patch, request)
+                for key in content.keys() - _PATCH_ANNOTATION_FIELDS:
+                    content[key] = self._replacement(content[key], Action.MASK)
+            return _encode({**self._embedded(content, 0), "patch": self._embedded(patch, 0)}).decode()
         except Exception:  # not what webhooks leave, or too deep: no longer worth a look
             self.count += 1
             return MASK
@@ -315,7 +333,8 @@ class _Run:
         """The body of a PATCH, as the client sent it: a JSON patch is a list, all others look like the object."""
         redactions = self._redactions
         if known := _FIELDS.get((request.api_group, request.resource)):
-            redactions = (*redactions, _Redaction((known,), Action.MASK))
+            slips = _Redaction((known,), Action.MASK), _Redaction(("metadata", _METADATA), Action.MASK)
+            redactions = (*redactions, *slips)
         if isinstance(patch, list):
             return [self._operation(operation, redactions) for operation in patch]
         return self._objects(patch, redactions, 0)
@@ -476,8 +495,21 @@ _DENIED = re.compile("admission webhook|AdmissionPolicy|denied (?:the )?request"
 """What webhooks and admission policies say, at a code of their choice, may quote the object that they judge."""
 
 
+_STATUS_FIELDS = frozenset({"kind", "apiVersion", "metadata", "status", "message", "reason", "details", "code"})
+_PATCH_ANNOTATION_FIELDS = frozenset({"configuration", "webhook", "patch", "patchType"})
+
+
 def _names_only(status: Mapping[str, Any]) -> bool:
-    return status.get("code") in _CODES_WITHOUT_QUOTES and not _DENIED.search(status.get("message", ""))
+    return (
+        status.get("code") in _CODES_WITHOUT_QUOTES
+        and _is_word(status.get("reason"))
+        and not _DENIED.search(status.get("message", ""))
+    )
+
+
+def _is_word(reason: Any) -> bool:
+    """What a reason is, unless a webhook gave its explanation there."""
+    return reason is None or (isinstance(reason, str) and re.fullmatch("[A-Za-z]*", reason) is not None)
 
 
 def _is_status(value: Any) -> bool:
