@@ -1,10 +1,10 @@
 """How long it takes to tell from an event which request the policy saw, and to redact the event. Recorded traffic."""
 
 import gzip
-import time
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -13,28 +13,23 @@ from audit_operator.policy.events import Event
 from audit_operator.policy.model import Request
 from audit_operator.policy.redact import Redactor
 from audit_operator.policy.request import request_of
+from bench.table import Row, best
 
 CORPUS = Path(__file__).parent.parent / "tests" / "data" / "audit-eventlists.jsonl.gz"
 RUNS = 20
+LIMIT = 2.0
 
 _T = TypeVar("_T")
 
 
-class Row(NamedTuple):
-    """One line of the table: µs per event, the best of several runs over all of them."""
-
-    what: str
-    microseconds: float
-    target: str = ""
-
-
-def run() -> list[Row]:
-    """All measurements; some seconds."""
+def run() -> Iterator[Row]:
+    """All measurements, µs per event; some seconds."""
     with gzip.open(CORPUS) as lines:
         raws = [raw for line in lines for raw in events.split(line)]
     recorded = _decoded(raws)
     requests = [request_of(event) for event in recorded]
     redactor = Redactor()
+    runs = itertools.count()
 
     def redact(pair: tuple[Event, Request]) -> None:
         redactor.redact(*pair)
@@ -46,13 +41,11 @@ def run() -> list[Row]:
     ]
     concerned = [pair for pair in bodies if redactor.rules_for(pair[1])]
     others = [pair for pair in bodies if not redactor.rules_for(pair[1])]
-    return [
-        Row("request out of an event, recorded traffic", _best(request_of, lambda _: _decoded(raws)), "≤ 2"),
-        Row("request out of an event, first sight", _best(request_of, lambda run: _elsewhere(recorded, run)), "≤ 2"),
-        Row("event out of JSON", _best(events.decode, lambda _: raws)),
-        Row("redaction, nothing to redact", _best(redact, lambda _: others)),
-        Row("redaction, credentials in the bodies", _best(redact, lambda _: concerned)),
-    ]
+    yield _row("request out of an event, recorded traffic", request_of, lambda: _decoded(raws), LIMIT)
+    yield _row("request out of an event, first sight", request_of, lambda: _elsewhere(recorded, next(runs)), LIMIT)
+    yield _row("event out of JSON", events.decode, lambda: raws)
+    yield _row("redaction, nothing to redact", redact, lambda: others)
+    yield _row("redaction, credentials in the bodies", redact, lambda: concerned)
 
 
 def _decoded(raws: Iterable[msgspec.Raw]) -> list[Event]:
@@ -68,22 +61,11 @@ def _elsewhere(recorded: Iterable[Event], run: int) -> list[Event]:
     ]
 
 
-def _best(function: Callable[[_T], object], inputs: Callable[[int], list[_T]]) -> float:
-    best = float("inf")
-    for run in range(RUNS):
-        values = inputs(run)
-        start = time.perf_counter()
+def _row(
+    what: str, function: Callable[[_T], object], inputs: Callable[[], list[_T]], at_most: float | None = None
+) -> Row:
+    def all_of(values: list[_T]) -> None:
         for value in values:
             function(value)
-        best = min(best, (time.perf_counter() - start) / len(values))
-    return best * 1e6
 
-
-def main() -> None:
-    """Print the table."""
-    for row in run():
-        print(f"{row.what:<45} {row.microseconds:8.2f} µs  {row.target}")
-
-
-if __name__ == "__main__":
-    main()
+    return Row(what, best(all_of, inputs, RUNS) / len(inputs()) * 1e6, "µs", at_most)

@@ -160,8 +160,8 @@ _METADATA = frozenset(
 )
 """All there is in their metadata: two spaces too many and the data is in there."""
 
-# One step of a path: a case-folded key, any child, or any key but these.
-_Step = str | frozenset[str] | None
+# One step of a path: one of these keys, case folded; any child; or any key but these.
+_Step = tuple[str, ...] | frozenset[str] | None
 
 
 class _Redaction(NamedTuple):
@@ -288,10 +288,10 @@ class _Run:
         """An error may quote the body: what did not parse, or a value that is not allowed."""
         if isinstance(status, dict) and _names_only(status):
             return status
-        for steps in (("message",), ("details", "causes", None, "message")):
+        for steps in _MESSAGES:
             status = self._at(status, steps, Action.MASK)
         if isinstance(status, dict) and not _is_word(status.get("reason")):
-            status = self._at(status, ("reason",), Action.MASK)
+            status = self._at(status, _steps("reason"), Action.MASK)
         return status
 
     def _annotations(self, annotations: Any, request: Request) -> Any:
@@ -310,7 +310,7 @@ class _Run:
     def _failure_annotation(self, text: str) -> str:
         """``[{"message": ..., "policy": ..., "binding": ..., "expressionIndex": 0, ...}]`` as JSON in a string."""
         try:
-            return _encode(self._at(_decode(text), (None, "message"), Action.MASK)).decode()
+            return _encode(self._at(_decode(text), (None, ("message",)), Action.MASK)).decode()
         except Exception:  # not what the API server leaves
             self.count += 1
             return MASK
@@ -333,7 +333,7 @@ class _Run:
         """The body of a PATCH, as the client sent it: a JSON patch is a list, all others look like the object."""
         redactions = self._redactions
         if known := _FIELDS.get((request.api_group, request.resource)):
-            slips = _Redaction((known,), Action.MASK), _Redaction(("metadata", _METADATA), Action.MASK)
+            slips = _Redaction((known,), Action.MASK), _Redaction((("metadata",), _METADATA), Action.MASK)
             redactions = (*redactions, *slips)
         if isinstance(patch, list):
             return [self._operation(operation, redactions) for operation in patch]
@@ -391,7 +391,7 @@ class _Run:
             node = node | {"rows": [self._wrapped(row, redactions, wrappers) for row in rows]}
             if node.get("kind") == "Table":
                 # Columns are made of fields, of whichever a custom resource likes to print.
-                node = self._at(node, ("rows", None, "cells"), Action.REMOVE)
+                node = self._at(node, _CELLS, Action.REMOVE)
         if "type" in node:
             node = self._wrapped(node, redactions, wrappers)
         return node
@@ -458,7 +458,7 @@ class _Run:
             return self._replacement(value, action)
         step, rest = steps[0], steps[1:]
         if isinstance(value, dict):
-            keys = [key for key in value if key == step or _reaches(step, key)]
+            keys = [key for key in value if _reaches(step, key)]
             if not keys:
                 return value
             replaced = value | {key: self._at(value[key], rest, action) for key in keys}
@@ -546,10 +546,9 @@ def _reaches(step: _Step, key: str) -> bool:
     """
     if step is None:
         return True
-    key = key.casefold()
-    if not isinstance(step, str):
-        return key not in step
-    return key == step or (key[:1] == "$" and key.partition("/")[2] == step)
+    if isinstance(step, tuple):
+        return key in step or (key := key.casefold()) in step or (key[:1] == "$" and key.partition("/")[2] in step)
+    return key.casefold() not in step
 
 
 def _below(steps: tuple[_Step, ...], pointer: tuple[str, ...]) -> tuple[_Step, ...] | None:
@@ -582,7 +581,18 @@ def _covers(rule: RedactionRule, request: Request) -> bool:
 
 
 def _compile(rules: Iterable[RedactionRule]) -> tuple[_Redaction, ...]:
-    return tuple(_Redaction(_steps(path), rule.action) for rule in rules for path in rule.paths)
+    """The paths of the rules. Those that differ in their last name only become one: objects are gone through once."""
+    found: dict[tuple[tuple[_Step, ...], Action], _Step] = {}
+    for rule in rules:
+        for path in rule.paths:
+            *way, last = _steps(path)
+            where = tuple(way), rule.action
+            if isinstance(last, tuple):
+                known = found.get(where, ())
+                found[where] = (*known, *last) if isinstance(known, tuple) else None
+            else:
+                found[where] = None
+    return tuple(_Redaction((*way, last), action) for (way, action), last in found.items())
 
 
 _FIRST_NAME = re.compile(r"([A-Za-z0-9_-]+)")
@@ -590,22 +600,22 @@ _DOT_NAME = re.compile(r"\.([A-Za-z0-9_-]+)")
 _QUOTED = re.compile(r'\["([^"\\]+)"\]')
 
 
-def _steps(path: str) -> tuple[str | None, ...]:
+def _steps(path: str) -> tuple[tuple[str] | None, ...]:
     """The path as case-folded keys, None for any child. Raises RedactionError with the place in the path only."""
-    steps: list[str | None] = []
+    steps: list[tuple[str] | None] = []
     at = 0
     while at < len(path) or not steps:
         if steps and path.startswith("[*]", at):
             steps.append(None)
             at += 3
         elif quoted := _QUOTED.match(path, at):
-            steps.append(quoted[1].casefold())
+            steps.append((quoted[1].casefold(),))
             at = quoted.end()
         elif steps and path.startswith(".*", at):
             steps.append(None)
             at += 2
         elif (name := (_DOT_NAME if steps else _FIRST_NAME).match(path, at)) is not None:
-            steps.append(name[1].casefold())
+            steps.append((name[1].casefold(),))
             at = name.end()
         else:
             raise RedactionError(f"at character {at + 1}: {_problem(path[at:], first=not steps)}")
@@ -659,6 +669,10 @@ def _check(rule: RedactionRule, place: str, hash_key: bytes) -> None:
             f"{place}.action: Hash needs a secret key of at least {_SHORTEST_KEY} bytes, got {len(hash_key)}; "
             "give one or write Remove"
         )
+
+
+_MESSAGES = _steps("message"), _steps("details.causes[*].message")
+_CELLS = _steps("rows[*].cells")
 
 
 def _number(text: str) -> Decimal:
