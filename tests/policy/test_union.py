@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from policy_space import EVERY_REQUEST, policies, recorded_events, selecting_rules, server_decisions
 
 from audit_operator.policy import presets
+from audit_operator.policy.coverage import Coverage, covers
 from audit_operator.policy.effective import resolve
 from audit_operator.policy.evaluate import Evaluator
 from audit_operator.policy.load import policy_of
 from audit_operator.policy.model import STAGES, Decision, GroupResources, Level, Policy, Request, Rule, Stage
 from audit_operator.policy.request import request_of
-from audit_operator.policy.union import Coverage, covers, union
+from audit_operator.policy.union import union
 
 
 def is_enough(server: Decision, wanted: Decision) -> bool:

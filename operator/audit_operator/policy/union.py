@@ -23,8 +23,7 @@ from hashlib import blake2b
 
 import msgspec
 
-from audit_operator.policy import witness
-from audit_operator.policy.model import STAGES, Level, Policy, Request, Rule, Stage
+from audit_operator.policy.model import STAGES, Level, Policy, Rule, Stage
 from audit_operator.policy.region import BOTH, NON_RESOURCE, RESOURCE, Region, RegionIndex, entries, normal
 
 # How far a region is split. Few policies get all the exactness there is; many get what is worth its time: at most
@@ -73,65 +72,6 @@ def outcome_of(policy: Policy, rule: Rule) -> Outcome:
         return NOTHING
     omit = policy.omit_managed_fields if rule.omit_managed_fields is None else rule.omit_managed_fields
     return Outcome(level, policy.omit_stages | rule.omit_stages, omit or level < Level.REQUEST)
-
-
-class Coverage(msgspec.Struct, frozen=True):
-    """Whether a server records all that a policy needs, and a request for which it does not, where one was found."""
-
-    covered: bool
-    rule: str = ""
-    request: Request | None = None
-    wanted: Level = Level.NONE
-    recorded: Level = Level.NONE
-
-    def __str__(self) -> str:
-        if self.covered:
-            return "everything this policy needs is recorded"
-        if self.request is None:
-            return f"{self.rule} may need more than API servers record"
-        what = "stages or managedFields" if self.wanted == self.recorded else f"level {self.wanted}"
-        return f"{self.rule} needs {what} for {self.request}, API servers record {self.recorded}"
-
-
-def covers(server: Policy, policy: Policy) -> Coverage:
-    """Whether ``server`` records, for every request, at least what ``policy`` needs of it.
-
-    A rule of the policy with a namespaceSelector counts as matching wherever it could. Not covered is said with a
-    request as proof; where the search for one gives up, not covered is assumed.
-
-    """
-    ends = Rule(level=Level.NONE)
-    servers = (*server.rules, ends)
-    index = RegionIndex([Region.of(rule) for rule in servers])
-    outcomes = [*(outcome_of(server, rule) for rule in server.rules), NOTHING]
-    for number, rule in enumerate(policy.rules):
-        need = outcome_of(policy, rule)
-        if need == NOTHING:
-            continue
-        meets, covering = index.relations(Region.of(rule))
-        reach = meets & (covering ^ (covering - 1))
-        before = [other for other in policy.rules[:number] if other.namespace_selector is None]
-        if rule.namespace_selector is not None:
-            before.append(Rule(level=Level.NONE, namespaces=("",)))  # no selector selects it
-        standing = [servers[position] for position in _positions(reach)]
-        for place, position in enumerate(_positions(reach)):
-            if _enough(outcomes[position], need):
-                continue
-            try:
-                found = witness.find([rule, servers[position]], [*before, *standing[:place]])
-            except witness.Unknown:
-                return Coverage(False, rule.origin or f"rules[{number}]", None, need.level, outcomes[position].level)
-            if found is not None:
-                return Coverage(False, rule.origin or f"rules[{number}]", found, need.level, outcomes[position].level)
-    return Coverage(True)
-
-
-def _enough(outcome: Outcome, need: Outcome) -> bool:
-    return (
-        outcome.level >= need.level
-        and outcome.omit_stages <= need.omit_stages
-        and (need.omit_managed_fields or not outcome.omit_managed_fields)
-    )
 
 
 class _Entry(msgspec.Struct, frozen=True):

@@ -5,21 +5,20 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
 from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
-from audit_operator.policy.effective import Effective, effective, redactions_of, resolve
-from audit_operator.policy.lint import Severity, lint
+from audit_operator.policy.effective import Effective
+from audit_operator.policy.lint import lint
 from audit_operator.policy.model import Policy
-from audit_operator.policy.union import covers
 from audit_operator.render.apiserver import server_objects, server_revision
 from audit_operator.render.exposure import Exposed, exposed
 from audit_operator.render.files import credentials_file, guide, manifest_files, server_files, status_files
 from audit_operator.render.flags import Flags, flags, log_directory
 from audit_operator.render.objects import CONFIG_MAP_LIMIT, Object, is_served, owned, text_hash
 from audit_operator.render.program import Credential, PolicyInput, Program, credentials, encode, program
+from audit_operator.render.remembered import input_hash, judged, meaning_of, recording, redactions, resolved
 from audit_operator.render.serverpolicy import server_policy
 from audit_operator.render.status import (
     ResourceStatus,
@@ -230,7 +229,7 @@ class _Planned(NamedTuple):
 
 
 def _planned(policy: AuditPolicy, sinks: Sinks, world: World) -> _Planned:
-    meaning = effective(policy, root_namespace=world.root_namespace)
+    meaning = meaning_of(policy, world.root_namespace)
     return _Planned(
         policy,
         meaning,
@@ -238,9 +237,9 @@ def _planned(policy: AuditPolicy, sinks: Sinks, world: World) -> _Planned:
         PolicyInput(
             namespace=policy.metadata.namespace,
             name=policy.metadata.name,
-            policy=resolve(meaning.policy, world.namespaces),
+            policy=resolved(meaning.policy, world.namespaces),
             tenant=meaning.tenant,
-            redactions=redactions_of(policy),
+            redactions=redactions(policy),
             sinks=sinks.resolved,
         ),
     )
@@ -269,27 +268,11 @@ def _policy_statuses(
 ) -> Iterator[ResourceStatus]:
     """``server``: what API servers are to run, None if nobody can tell. ``waiting``: sinks that lack what they name."""
 
-    @cache  # tenants' policies of one shape are judged once
-    def judged(policy: Policy, own_rules: int) -> tuple[int, int]:
-        findings = lint(
-            policy,
-            written=own_rules,
-            whole=False,
-            redacted=True,
-            kinds=world.kinds,
-            server=world.server_version,
-            modes=(),  # what a mode makes of the stages of all policies together is said by the AuditBackend
-        )
-        warnings = [finding for finding in findings if finding.severity is not Severity.INFO]
-        return len(warnings), sum(finding.name == "unreachable-rule" for finding in warnings)
-
+    recorded = recording(server) if server is not None else None
     for planned in policies:
         resource, meaning = planned.resource, planned.meaning
-        # As it is written: a tenant's rules keep their numbers, and what confinement leaves out is said by Compiled.
-        written = effective(resource, root_namespace=resource.metadata.namespace).policy
-        warnings, unreachable = judged(written, len(resource.spec.rules))
-        coverage = covers(server, planned.input.policy) if server is not None else None
-        entry = program((planned.input,), (), cluster="", body_limit=0, journal_limit=0)
+        warnings, unreachable = judged(resource, world.kinds, world.server_version)
+        coverage = recorded.covers(planned.input.policy) if recorded is not None else None
         yield policy_status(
             resource,
             [
@@ -301,7 +284,7 @@ def _policy_statuses(
                 "rules": len(meaning.policy.rules),
                 "unreachableRules": unreachable,
                 "warnings": warnings,
-                "hash": text_hash(encode(entry)),
+                "hash": input_hash(planned.input),
             },
         )
 

@@ -7,8 +7,9 @@ from audit_operator.policy.effective import rules_of
 from audit_operator.policy.kinds import GROUPS
 from audit_operator.policy.model import Level, Policy, Rule, Stage
 from audit_operator.policy.presets import preset
-from audit_operator.policy.union import covers, union
+from audit_operator.policy.union import union
 from audit_operator.render.policyfile import lower, policy_file
+from audit_operator.render.remembered import recording
 
 if TYPE_CHECKING:
     from audit_operator.render.world import World
@@ -49,7 +50,8 @@ def server_policy(policies: Iterable[Policy], spec: "ServerPolicy", tenants: "Te
     # The text is what API servers have: with the same one they need no restart.
     if policy_file(in_force.policy) == policy_file(wanted.policy):
         return wanted
-    kept = all(covers(in_force.policy, policy).covered for policy in needed)
+    recorded = recording(in_force.policy)
+    kept = all(recorded.covers(policy).covered for policy in needed)
     return in_force._replace(kept=True) if kept else wanted
 
 

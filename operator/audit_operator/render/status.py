@@ -8,8 +8,8 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from audit_operator.policy.coverage import Coverage
 from audit_operator.policy.effective import Effective
-from audit_operator.policy.union import Coverage
 from audit_operator.render.tenants import Refusal, Sinks
 from audit_operator.render.world import Identity, Invalid, identity_of
 from audit_operator.resources.auditbackend import AuditBackend

@@ -1,0 +1,89 @@
+"""Does what API servers run record all that a policy needs? Asked anew, whatever way the server policy came about."""
+
+import msgspec
+
+from audit_operator.policy import witness
+from audit_operator.policy.model import Level, Policy, Request, Rule
+from audit_operator.policy.region import Region, RegionIndex
+from audit_operator.policy.union import NOTHING, Outcome, outcome_of
+
+
+class Coverage(msgspec.Struct, frozen=True):
+    """Whether a server records all that a policy needs, and a request for which it does not, where one was found."""
+
+    covered: bool
+    rule: str = ""
+    request: Request | None = None
+    wanted: Level = Level.NONE
+    recorded: Level = Level.NONE
+
+    def __str__(self) -> str:
+        if self.covered:
+            return "everything this policy needs is recorded"
+        if self.request is None:
+            return f"{self.rule} may need more than API servers record"
+        what = "stages or managedFields" if self.wanted == self.recorded else f"level {self.wanted}"
+        return f"{self.rule} needs {what} for {self.request}, API servers record {self.recorded}"
+
+
+class Recording:
+    """A server policy, to be asked about many policies: what it records is indexed once."""
+
+    def __init__(self, server: Policy) -> None:
+        self._rules = (*server.rules, Rule(level=Level.NONE))
+        self._index = RegionIndex([Region.of(rule) for rule in self._rules])
+        self._outcomes = [*(outcome_of(server, rule) for rule in server.rules), NOTHING]
+
+    def covers(self, policy: Policy) -> Coverage:
+        """Whether the server records, for every request, at least what ``policy`` needs of it.
+
+        A rule of the policy with a namespaceSelector counts as matching wherever it could. Not covered is said with a
+        request as proof; where the search for one gives up, not covered is assumed.
+        """
+        for number, rule in enumerate(policy.rules):
+            need = outcome_of(policy, rule)
+            if need == NOTHING:
+                continue
+            meets, covering = self._index.relations(Region.of(rule))
+            reach = _positions(meets & (covering ^ (covering - 1)))
+            if all(_enough(self._outcomes[position], need) for position in reach):
+                continue
+            before = [other for other in policy.rules[:number] if other.namespace_selector is None]
+            if rule.namespace_selector is not None:
+                before.append(Rule(level=Level.NONE, namespaces=("",)))  # no selector selects it
+            standing = [self._rules[position] for position in reach]
+            name = rule.origin or f"rules[{number}]"
+            for place, position in enumerate(reach):
+                recorded = self._outcomes[position]
+                if _enough(recorded, need):
+                    continue
+                try:
+                    found = witness.find([rule, self._rules[position]], [*before, *standing[:place]])
+                except witness.Unknown:
+                    return Coverage(False, name, None, need.level, recorded.level)
+                if found is not None:
+                    return Coverage(False, name, found, need.level, recorded.level)
+        return Coverage(True)
+
+
+def covers(server: Policy, policy: Policy) -> Coverage:
+    """Whether ``server`` records at least what ``policy`` needs; of many policies ask one `Recording`."""
+    return Recording(server).covers(policy)
+
+
+def _enough(outcome: Outcome, need: Outcome) -> bool:
+    return (
+        outcome.level >= need.level
+        and outcome.omit_stages <= need.omit_stages
+        and (need.omit_managed_fields or not outcome.omit_managed_fields)
+    )
+
+
+def _positions(mask: int) -> list[int]:
+    """The set bits, lowest first."""
+    found = []
+    while mask:
+        lowest = mask & -mask
+        found.append(lowest.bit_length() - 1)
+        mask ^= lowest
+    return found
