@@ -538,3 +538,104 @@ def demo(
     from audit_operator.cli import demo as command
 
     command.demo(folder, output is Format.JSON, sys.stdout)
+
+
+class LogFormat(enum.StrEnum):
+    """How log lines are written."""
+
+    JSON = "json"
+    TEXT = "text"
+
+
+class LogLevel(enum.StrEnum):
+    """What is logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@app.command(
+    epilog=examples(
+        "run --log-format text",
+        "run --kubeconfig ~/.kube/config --no-leader-election --log-level debug",
+    )
+)
+def run(
+    *,
+    namespace: Annotated[
+        str,
+        typer.Option(
+            envvar="POD_NAMESPACE",
+            metavar="NAMESPACE",
+            help="The operator's own namespace, the root namespace: what it makes is there.",
+        ),
+    ] = "audit-system",
+    identity: Annotated[
+        str,
+        typer.Option(
+            envvar="POD_NAME",
+            metavar="NAME",
+            help="Who this replica is, unique among them. Left out: the host's name and a random part.",
+            show_default=False,
+        ),
+    ] = "",
+    image: Annotated[
+        str,
+        typer.Option(envvar="AUDIT_OPERATOR_IMAGE", metavar="IMAGE", help="Image of receivers: the operator's own."),
+    ] = "",
+    cluster_domain: Annotated[
+        str, typer.Option(envvar="CLUSTER_DOMAIN", metavar="DOMAIN", help="The cluster's DNS domain.")
+    ] = "cluster.local",
+    kubeconfig: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE", help="How to reach the cluster. Left out: as the pod's service account, else as kubectl."
+        ),
+    ] = "",
+    context: Annotated[str, typer.Option(metavar="NAME", help="Context of the kubeconfig.")] = "",
+    listen: Annotated[
+        str,
+        typer.Option(envvar="LISTEN", metavar="ADDRESS:PORT", help="Where /livez, /readyz and /metrics are, by HTTP."),
+    ] = "0.0.0.0:8080",
+    leader_election: Annotated[
+        bool,
+        typer.Option(
+            envvar="LEADER_ELECTION", help="Whether replicas agree on the one that writes. Without, run only one."
+        ),
+    ] = True,
+    log_format: Annotated[
+        LogFormat, typer.Option(envvar="LOG_FORMAT", metavar="json|text", help="Form of log lines.")
+    ] = LogFormat.JSON,
+    log_level: Annotated[
+        LogLevel, typer.Option(envvar="LOG_LEVEL", metavar="debug|info|warning|error", help="What is logged.")
+    ] = LogLevel.INFO,
+    log_level_file: Annotated[
+        str,
+        typer.Option(
+            envvar="LOG_LEVEL_FILE", metavar="FILE", help="A file with the log level; followed while running."
+        ),
+    ] = "",
+) -> None:
+    """Run the operator: watch the resources, make API servers' and receivers' configuration of them, report on them.
+
+    Ends on SIGTERM. Exit code 1: it cannot go on, and the last lines of the log say why.
+    """
+    from audit_operator.cli import run as command
+
+    raise typer.Exit(
+        command.run(
+            namespace=namespace,
+            identity=identity,
+            image=image,
+            cluster_domain=cluster_domain,
+            kubeconfig=kubeconfig,
+            context=context,
+            listen=listen,
+            leader_election=leader_election,
+            log_format=log_format.value,
+            log_level=log_level.value,
+            log_level_file=log_level_file,
+        )
+    )

@@ -1,0 +1,296 @@
+"""What the operator makes in its own namespace: watched as metadata, applied where it differs, pruned where it is ours.
+
+An object is left alone when it is known to be as wanted: it carries the hash of what was applied, and nobody has
+written it since (its resourceVersion is the one at which that was found). So steady state is silence, and no content,
+above all no Secret's, is kept.
+"""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from audit_operator.controller import metrics
+from audit_operator.controller.cluster import FIELD_MANAGER, ApiError, Cluster, ResourceType
+from audit_operator.render.objects import Object
+
+logger = logging.getLogger(__name__)
+
+TYPES: Final = {
+    each.kind: each
+    for each in (
+        ResourceType("v1", "ConfigMap", "configmaps"),
+        ResourceType("v1", "Secret", "secrets"),
+        ResourceType("v1", "Service", "services"),
+        ResourceType("v1", "ServiceAccount", "serviceaccounts"),
+        ResourceType("apps/v1", "Deployment", "deployments"),
+        ResourceType("apps/v1", "StatefulSet", "statefulsets"),
+        ResourceType("cert-manager.io/v1", "Certificate", "certificates"),
+        ResourceType("monitoring.coreos.com/v1", "ServiceMonitor", "servicemonitors"),
+        ResourceType("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies"),
+        ResourceType("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets"),
+    )
+}
+"""Every kind of object that is ever made."""
+
+SELECTOR: Final = "app.kubernetes.io/managed-by=audit-operator,app.kubernetes.io/part-of=audit-operator"
+APPLIED: Final = "audit-operator.dev/applied"
+"""Annotation: hash of what was applied. Without it, what is no longer wanted in an object would not be noticed."""
+
+
+_UNSERVED: Final = 10.0  # seconds between looks whether a kind is served by now
+
+
+class Ref(NamedTuple):
+    """One of our objects in the root namespace."""
+
+    kind: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}"
+
+
+class Trouble(NamedTuple):
+    """An object that could not be made as wanted; ``reason`` for a condition, ``message`` for a person."""
+
+    ref: Ref
+    reason: str
+    message: str
+
+
+class _Verified(NamedTuple):
+    resource_version: str
+    applied: str
+
+
+class Children:
+    """Our objects in one namespace. ``wake`` is called when somebody else changes one."""
+
+    def __init__(self, cluster: Cluster, namespace: str, wake: Callable[[], None]) -> None:
+        self._cluster = cluster
+        self._namespace = namespace
+        self._wake = wake
+        self._live: dict[Ref, Mapping[str, Any]] = {}
+        self._verified: dict[Ref, _Verified] = {}
+        self._objects: dict[Ref, Object] = {}
+        self._known = {kind: asyncio.Event() for kind in TYPES}
+        self._refused: dict[str, ApiError] = {}
+
+    # --- what there is -----------------------------------------------------------------------------------------------
+
+    async def watch(self, served: Callable[[ResourceType], bool]) -> None:
+        """Follow every kind that the cluster serves, for ever."""
+        await asyncio.gather(*(self._watch(of, served) for of in TYPES.values()))
+
+    async def _watch(self, of: ResourceType, served: Callable[[ResourceType], bool]) -> None:
+        delay = 1.0
+        while True:
+            if not served(of):
+                self._known[of.kind].set()
+                await asyncio.sleep(_UNSERVED)
+                continue
+            try:
+                version = await self._list(of)
+                if self._refused.pop(of.kind, None):
+                    self._wake()
+                self._known[of.kind].set()
+                async for event in self._cluster.watch_metadata(of, version, self._namespace, SELECTOR):
+                    delay = 1.0
+                    if event.type != "BOOKMARK":
+                        self._happened(of.kind, event.type, event.metadata)
+            except ApiError as error:
+                if error.status == 410:
+                    continue  # the version is too old: list anew, at once
+                if error.status == 403:
+                    self._refused[of.kind] = error
+                    self._known[of.kind].set()
+                logger.warning("%s; again in %.0f s", error, delay)
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, 30.0)
+
+    async def known(self) -> None:
+        """Wait until every kind has been listed, is not served, or may not be seen."""
+        for event in self._known.values():
+            await event.wait()
+
+    def live(self) -> Mapping[Ref, Mapping[str, Any]]:
+        """The metadata of every object of ours."""
+        return self._live
+
+    async def get(self, ref: Ref) -> Object | None:
+        """The whole object, None if there is none. Remembered as long as it does not change, unless it is a Secret."""
+        live = self._live.get(ref)
+        known = self._objects.get(ref)
+        if live and known and known["metadata"]["resourceVersion"] == live["resourceVersion"]:
+            return known
+        if ref.kind in self._refused:
+            return None
+        found = await self._cluster.get(TYPES[ref.kind], self._namespace, ref.name)
+        if found is not None and ref.kind in _REMEMBERED:
+            self._objects[ref] = found
+        return found
+
+    async def _list(self, of: ResourceType) -> str:
+        items, version = await self._cluster.list_metadata(of, self._namespace, SELECTOR)
+        before = {ref: metadata for ref, metadata in self._live.items() if ref.kind == of.kind}
+        now = {Ref(of.kind, metadata["name"]): metadata for metadata in items}
+        for ref in before.keys() - now.keys():
+            self._happened(of.kind, "DELETED", before[ref])
+        for metadata in now.values():
+            self._happened(of.kind, "MODIFIED", metadata)
+        return version
+
+    def _happened(self, kind: str, type_: str, metadata: Mapping[str, Any]) -> None:
+        ref = Ref(kind, metadata["name"])
+        verified = self._verified.get(ref)
+        if type_ == "DELETED":
+            self._live.pop(ref, None)
+            self._objects.pop(ref, None)
+            if verified is not None:
+                self._verified.pop(ref)
+                self._wake()
+            return
+        self._live[ref] = metadata
+        if verified is None or verified.resource_version != metadata["resourceVersion"]:
+            self._wake()
+
+    # --- what there should be ----------------------------------------------------------------------------------------
+
+    async def apply(self, wanted: Object) -> Trouble | None:
+        """Make the object as wanted, if it is not. Foreign fields stay; what another applier owns is not fought for."""
+        of, ref = TYPES[wanted["kind"]], Ref(wanted["kind"], wanted["metadata"]["name"])
+        if refused := self._refused.get(ref.kind):
+            return Trouble(ref, _reason(refused), str(refused))
+        applied = digest(wanted)
+        live, verified = self._live.get(ref), self._verified.get(ref)
+        if live and verified == (live["resourceVersion"], applied):
+            return None
+        try:
+            if live and _annotation(live, APPLIED) == applied:
+                found = await self.get(ref)
+                if found is not None and holds(found, wanted):
+                    self._verified[ref] = _Verified(found["metadata"]["resourceVersion"], applied)
+                    return None
+            if (verified and verified.applied == applied) or (live and _annotation(live, APPLIED) == applied):
+                logger.info("%s is not as it was applied: repairing it", ref)
+                metrics.REPAIRS.labels(ref.kind).inc()
+            after = await self._apply(of, _marked(wanted, applied))
+        except ApiError as error:
+            return Trouble(ref, _reason(error), str(error))
+        self._live[ref] = after["metadata"]
+        if ref.kind in _REMEMBERED:
+            self._objects[ref] = after
+        self._verified[ref] = _Verified(after["metadata"]["resourceVersion"], applied)
+        return None
+
+    async def _apply(self, of: ResourceType, document: Object) -> Object:
+        try:
+            return await self._cluster.apply(of, document)
+        except ApiError as error:
+            if not _owned_by_others(error):
+                raise
+            # Somebody's edit is drift and is repaired. Somebody who applies will apply again: not ours to decide.
+            found = await self._cluster.get(of, self._namespace, document["metadata"]["name"])
+            appliers = _appliers(found or {}, error)
+            if appliers:
+                fields = ", ".join(sorted({cause.get("field", "") for cause in error.causes}))
+                raise ApiError(
+                    f"apply {of.kind} {document['metadata']['name']}",
+                    error.status,
+                    "Conflict",
+                    f"{', '.join(appliers)} applies {fields} too: take these fields out of what it applies, or let it "
+                    "make the whole object",
+                    error.causes,
+                ) from None
+            return await self._cluster.apply(of, document, force=True)
+
+    async def prune(self, wanted: Iterable[Ref]) -> list[Trouble]:
+        """Delete what is ours and not among ``wanted``."""
+        keep, troubles = set(wanted), []
+        for ref, metadata in list(self._live.items()):
+            if ref in keep or metadata.get("deletionTimestamp") or not made_by_us(metadata):
+                continue
+            try:
+                await self._cluster.delete(TYPES[ref.kind], metadata)
+                logger.info("%s is no longer wanted: deleted", ref)
+            except ApiError as error:
+                if error.status != 409:  # changed since: the next pass looks again
+                    troubles.append(Trouble(ref, _reason(error), str(error)))
+                continue
+            self._live.pop(ref, None)
+            self._verified.pop(ref, None)
+            self._objects.pop(ref, None)
+        return troubles
+
+
+_REMEMBERED: Final = frozenset({"Service", "Deployment", "StatefulSet", "Certificate"})
+"""Kinds whose status or assigned fields are read in every pass. Never Secrets."""
+
+
+def digest(document: Any) -> str:
+    """A short name for what is wanted: equal documents, equal names."""
+    return hashlib.sha256(msgspec.json.encode(document, order="deterministic")).hexdigest()[:32]
+
+
+def holds(live: Any, wanted: Any) -> bool:
+    """Whether all that is wanted is there; more may be. What is empty need not be: the API server leaves it out.
+
+    Equality is of texts: where the API server writes a value in another way (``0.1`` as ``100m``), a server-side
+    apply that changes nothing decides.
+    """
+    if isinstance(wanted, Mapping):
+        return isinstance(live, Mapping) and all(
+            holds(live[key], value) if key in live else value in ({}, []) for key, value in wanted.items()
+        )
+    if isinstance(wanted, list):
+        return (
+            isinstance(live, list)
+            and len(live) == len(wanted)
+            and all(holds(one, other) for one, other in zip(live, wanted, strict=True))
+        )
+    return type(live) is type(wanted) and bool(live == wanted)  # True is no 1
+
+
+def made_by_us(metadata: Mapping[str, Any]) -> bool:
+    """Whether the operator applied the object: labels can be copied, this cannot be by accident."""
+    return any(
+        entry.get("manager") == FIELD_MANAGER and entry.get("operation") == "Apply"
+        for entry in metadata.get("managedFields") or ()
+    )
+
+
+def _marked(wanted: Object, applied: str) -> Object:
+    metadata = wanted["metadata"]
+    annotations = dict(sorted({**metadata.get("annotations", {}), APPLIED: applied}.items()))
+    return {**wanted, "metadata": {**metadata, "annotations": annotations}}
+
+
+def _annotation(metadata: Mapping[str, Any], name: str) -> str | None:
+    return (metadata.get("annotations") or {}).get(name)
+
+
+def _owned_by_others(error: ApiError) -> bool:
+    return error.status == 409 and any(cause.get("reason") == "FieldManagerConflict" for cause in error.causes)
+
+
+def _appliers(found: Object, error: ApiError) -> list[str]:
+    """The managers among those that the conflict names which apply, rather than edit."""
+    messages = [cause.get("message", "") for cause in error.causes]
+    return sorted(
+        {
+            entry["manager"]
+            for entry in found.get("metadata", {}).get("managedFields") or ()
+            if entry.get("operation") == "Apply"
+            and entry.get("manager") != FIELD_MANAGER
+            and any(f'conflict with "{entry["manager"]}"' in message for message in messages)
+        }
+    )
+
+
+def _reason(error: ApiError) -> str:
+    """A reason for a condition."""
+    return error.reason if error.reason.isalnum() else "ApplyFailed"

@@ -1,0 +1,377 @@
+"""One pass over everything: what the resources ask for, against what the cluster has. Level-triggered, and repeated.
+
+A pass may end anywhere, by any death; the next one starts from what is there. What is as it should be is not written.
+"""
+
+import asyncio
+import base64
+import contextlib
+import logging
+import random
+import secrets
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Final, NamedTuple, Protocol
+
+import msgspec
+from msgspec.structs import replace
+
+from audit_operator.controller import accepted, certificates, metrics, observed, statuses
+from audit_operator.controller.children import Children, Ref, Trouble, digest
+from audit_operator.controller.cluster import OURS, ApiError, Cluster, Discovered, ResourceType
+from audit_operator.controller.election import NotLeadingError
+from audit_operator.controller.recorder import News, Recorder
+from audit_operator.controller.references import References
+from audit_operator.controller.revisions import kept
+from audit_operator.controller.watching import Seen, Watching
+from audit_operator.policy.load import load_policy
+from audit_operator.policy.model import Policy
+from audit_operator.render.apiserver import APISERVER
+from audit_operator.render.exposure import RECEIVER, exposed
+from audit_operator.render.objects import encoded, new, owned
+from audit_operator.render.plan import Plan, render
+from audit_operator.render.program import HASH_KEY, references
+from audit_operator.render.status import Condition, ResourceStatus, with_conditions
+from audit_operator.render.tls import CLIENT_TLS, RECEIVER_TLS
+from audit_operator.render.workload import CREDENTIALS
+from audit_operator.render.world import Identity, ReceiverAddress, Resources, World, identity_of
+from audit_operator.resources.auditbackend import AuditBackend
+from audit_operator.resources.load import Resource
+
+logger = logging.getLogger(__name__)
+
+_QUIET: Final = 0.05  # seconds without a change before a pass begins …
+_PATIENCE: Final = 0.5  # … but no longer than this after the first
+_RESYNC: Final = 600.0  # seconds between passes that nothing calls for
+_LAST_RETRY: Final = 60.0
+_WRITERS: Final = 16  # statuses written at the same time
+
+
+class Leadership(Protocol):
+    """Whether this replica may write; `Election` or `Always`."""
+
+    def leading(self) -> bool: ...
+
+    def require(self) -> None: ...
+
+
+class Settings(NamedTuple):
+    """What the operator is told about itself."""
+
+    namespace: str
+    identity: str
+    image: str
+    cluster_domain: str
+
+
+class Reconciler:
+    """Brings the cluster to what the resources say, again and again."""
+
+    def __init__(self, cluster: Cluster, settings: Settings, discovered: Discovered) -> None:
+        self._cluster = cluster
+        self._settings = settings
+        self._discovered = discovered
+        self._changed = asyncio.Event()
+        self.watching = Watching(self.wake)
+        self.children = Children(cluster, settings.namespace, self.wake)
+        self.references = References(cluster, self.wake)
+        self._recorder = Recorder(cluster, settings.identity)
+        self._leadership: Leadership
+        self._memory: _Memory | None = None
+        self._next: datetime | None = None
+        self.busy_since: float | None = None
+        """When the pass that runs now began, on the monotonic clock; for the liveness probe."""
+
+    def wake(self) -> None:
+        """Something changed: a pass is due."""
+        self._changed.set()
+
+    def discovered(self, found: Discovered) -> None:
+        """What the cluster serves now."""
+        if found != self._discovered:
+            self._discovered = found
+            self.wake()
+
+    def is_served(self, of: ResourceType) -> bool:
+        """Whether the cluster serves this kind of objects."""
+        return (of.api_version, of.kind) in self._discovered.served
+
+    async def run(self, leadership: Leadership) -> None:
+        """Passes for ever: after changes, after failures with growing patience, and now and then."""
+        self._leadership = leadership
+        await self.watching.ready.wait()
+        failures = 0
+        while True:
+            await self._settle(self._pause(failures))
+            if not leadership.leading():
+                self._memory = None  # whoever leads meanwhile may change what is remembered
+                continue  # woken when elected
+            started = self.busy_since = time.monotonic()
+            result = "failure"
+            try:
+                result = "incomplete" if await self._pass() else "success"
+            except NotLeadingError:
+                logger.info("a pass ends: this replica does not lead any more")
+                continue
+            except ApiError as error:
+                logger.error("a pass failed: %s", error)
+            except Exception:
+                # A bug must not end the operator: what runs keeps running, and the next change may not meet it.
+                logger.exception("a pass failed")
+            finally:
+                self.busy_since = None
+            failures = 0 if result == "success" else failures + 1
+            metrics.PASSES.labels(result).inc()
+            metrics.PASS_SECONDS.observe(time.monotonic() - started)
+            if result == "success":
+                metrics.LAST_SUCCESS.set_to_current_time()
+
+    def _pause(self, failures: int) -> float:
+        """Seconds until the next pass if nothing changes."""
+        if failures:
+            return min(2.0 ** min(failures - 1, 10), _LAST_RETRY) * random.uniform(0.8, 1.2)  # noqa: S311 - spreads load, guards nothing
+        if self._next is None:
+            return _RESYNC
+        return min(_RESYNC, max((self._next - datetime.now(UTC)).total_seconds(), 1.0))
+
+    async def _settle(self, pause: float) -> None:
+        """Wait for a change, or as long as ``pause``; then for the end of a burst of changes, but not for long."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._changed.wait(), pause)
+        until = time.monotonic() + _PATIENCE
+        while self._changed.is_set() and time.monotonic() < until:
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), _QUIET)
+        self._changed.clear()
+
+    async def _pass(self) -> Sequence[Trouble]:
+        """One pass; what could not be done. Raises ApiError for what nothing can be done without, NotLeadingError."""
+        self._leadership.require()
+        await self.children.known()
+        memory = self._memory = self._memory or await self._remember()
+        seen = {each.identity: each for each in self.watching.resources()}
+        resources = accepted.current(seen.values(), memory.last_good)
+        await self.references.follow(references(resources.sinks))
+        world = World(
+            server_version=self._discovered.version,
+            namespaces=self.watching.namespaces(),
+            kinds=self._discovered.kinds,
+            served=self._discovered.served,
+            references=self.references.known(),
+            root_namespace=self._settings.namespace,
+            cluster_domain=self._settings.cluster_domain,
+            image=self._settings.image,
+            server_policy=memory.in_force,
+        )
+        backend = resources.backend
+        in_force = accepted.accepted(resources)
+        if backend is None:
+            plan = await asyncio.to_thread(render, resources, world)
+            memory.last_good = in_force
+            stranded = [observed.without_backend(status) for status in plan.statuses]
+            return await self._write_statuses(stranded, seen)
+
+        world, renewal = await self._with_address_and_certificates(resources, backend, world)
+        plan = await asyncio.to_thread(render, resources, world)
+        troubles: list[Trouble] = []
+        if not plan.blocked:
+            troubles = await self._make(plan, backend, in_force, renewal, memory)
+        memory.last_good = in_force
+        if renewal is not None:
+            self._next = renewal.next_due
+            about = identity_of(backend)
+            for change in renewal.changes:
+                await self._recorder.record(about, seen[about].uid, News("Normal", "CertificatesRenewed", change))
+        state = await self._observe(plan, backend, renewal, troubles, self._denied(resources))
+        judged = [with_conditions(status, *state.of(status.identity)) for status in plan.statuses]
+        return [*troubles, *await self._write_statuses(judged, seen)]
+
+    # --- what is remembered ------------------------------------------------------------------------------------------
+
+    async def _remember(self) -> "_Memory":
+        """What earlier passes, of whatever replica, left in the cluster."""
+        kept = [ref for ref in self.children.live() if ref.kind == "ConfigMap" and accepted.is_shard(ref.name)]
+        shards = [found for ref in kept if (found := await self.children.get(ref)) is not None]
+        published = await self.children.get(Ref("ConfigMap", APISERVER))
+        in_force: Policy | None = None
+        if published is not None:
+            text = (published.get("data") or {}).get("policy.yaml", "")
+            in_force = load_policy(text, server=self._discovered.version).policy
+        return _Memory(accepted.read(shards), in_force)
+
+    # --- what is made ------------------------------------------------------------------------------------------------
+
+    async def _address(self) -> ReceiverAddress:
+        """What the cluster gave the receivers' Service."""
+        return observed.address(await self.children.get(Ref("Service", RECEIVER)))
+
+    async def _with_address_and_certificates(
+        self, resources: Resources, backend: AuditBackend, world: World
+    ) -> tuple[World, "certificates.Renewal | None"]:
+        """The world with what only the cluster can give. The Service comes first: certificates name its address."""
+        world = replace(world, receiver_address=await self._address())
+        if not backend.spec.webhook.enabled:
+            return world, None
+        if exposed(backend.spec.receiver, world).unknown is not None:
+            plan = await asyncio.to_thread(render, resources, world)
+            for item in plan.objects:
+                if Ref(item["kind"], item["metadata"]["name"]) == Ref("Service", RECEIVER):
+                    self._leadership.require()
+                    await self.children.apply(item)
+                    world = replace(world, receiver_address=await self._address())
+        if backend.spec.certificates.self_signed is None:
+            return world, None
+        found = {name: await self.children.get(Ref("Secret", name)) for name in certificates.SECRETS}
+        renewal = certificates.renewal(found, exposed(backend.spec.receiver, world).names, datetime.now(UTC))
+        return replace(world, certificates=renewal.certificates), renewal
+
+    async def _make(
+        self,
+        plan: Plan,
+        backend: AuditBackend,
+        in_force: Mapping[Identity, Resource],
+        renewal: "certificates.Renewal | None",
+        memory: "_Memory",
+    ) -> list[Trouble]:
+        """Apply what the plan has, and delete what of ours is in it no more."""
+        namespace = self._settings.namespace
+        extra = accepted.written(in_force, namespace)
+        if renewal is not None:
+            extra.append(certificates.ca_secret(renewal, namespace))
+        wanted = (*owned(extra, backend), *plan.objects)
+        keep = {Ref(item["kind"], item["metadata"]["name"]) for item in wanted}
+        troubles: list[Trouble] = []
+        for item in wanted:
+            self._leadership.require()
+            if trouble := await self.children.apply(item):
+                troubles.append(trouble)
+        if plan.credentials or plan.program.hash_key_file:
+            keep.add(Ref("Secret", CREDENTIALS))
+            self._leadership.require()
+            if trouble := await self._copy_credentials(plan, backend, memory):
+                troubles.append(trouble)
+        published = Ref("ConfigMap", APISERVER)
+        if published in keep and all(trouble.ref != published for trouble in troubles):
+            memory.in_force = plan.server_policy
+        if not plan.complete:
+            return troubles
+        self._leadership.require()
+        return troubles + await self.children.prune(keep.union(kept(self.children.live())))
+
+    async def _copy_credentials(self, plan: Plan, backend: AuditBackend, memory: "_Memory") -> Trouble | None:
+        """Copy what sinks refer to into the Secret that receivers read; nothing if neither side has changed since."""
+        ref = Ref("Secret", CREDENTIALS)
+        version = self.references.version(each.reference for each in plan.credentials)
+        sources = digest([version, [each.file for each in plan.credentials], plan.program.hash_key_file])
+        live = self.children.live().get(ref)
+        if live and memory.credentials == (sources, live["resourceVersion"]):
+            return None
+        try:
+            values = await self.references.contents(plan.credentials)
+            if plan.program.hash_key_file:
+                found = await self.children.get(ref)
+                known = ((found or {}).get("data") or {}).get(HASH_KEY)
+                values[HASH_KEY] = base64.b64decode(known) if known else secrets.token_hex(32).encode()
+        except ApiError as error:
+            return Trouble(ref, "ReadFailed", str(error))
+        data = {name: encoded(value) for name, value in sorted(values.items())}
+        item = new("v1", "Secret", CREDENTIALS, self._settings.namespace, "receiver", type="Opaque", data=data)
+        if trouble := await self.children.apply(*owned([item], backend)):
+            return trouble
+        memory.credentials = sources, self.children.live()[ref]["resourceVersion"]
+        return None
+
+    # --- what is said ------------------------------------------------------------------------------------------------
+
+    async def _observe(
+        self,
+        plan: Plan,
+        backend: AuditBackend,
+        renewal: "certificates.Renewal | None",
+        troubles: Sequence[Trouble],
+        denied: Mapping[Identity, str],
+    ) -> observed.State:
+        """What became of the plan."""
+        spec = backend.spec
+        workload: Condition | None = None
+        issued: Condition | None = None
+        if spec.webhook.enabled:
+            kind = "StatefulSet" if spec.receiver.storage.persistent_volume_claim else "Deployment"
+            workload = observed.receiver_ready(await self.children.get(Ref(kind, RECEIVER)), spec.receiver.replicas)
+            if renewal is not None:
+                issued = observed.certificates_valid(renewal.ends, datetime.now(UTC))
+                for name, end in renewal.ends.items():
+                    metrics.CERTIFICATE_EXPIRY.labels(name).set(end.timestamp())
+            else:
+                names = (RECEIVER_TLS, CLIENT_TLS)
+                issued = observed.certificates_issued(
+                    [(name, await self.children.get(Ref("Certificate", name))) for name in names]
+                )
+        return observed.State(
+            backend=identity_of(backend),
+            blocked=bool(plan.blocked),
+            waiting=not plan.complete,
+            troubles=tuple(troubles),
+            objects=len(plan.objects),
+            receiver_ready=workload,
+            certificates=issued,
+            denied=denied,
+        )
+
+    def _denied(self, resources: Resources) -> dict[Identity, str]:
+        """Sinks that refer to what the operator may not read, with the API server's words."""
+        return {
+            identity_of(sink): said
+            for sink in resources.sinks
+            for reference, said in self.references.denied.items()
+            if reference in references([sink])
+        }
+
+    async def _write_statuses(self, wanted: Iterable[ResourceStatus], seen: Mapping[Identity, Seen]) -> list[Trouble]:
+        """Write the statuses that changed, and say as Events what is news."""
+        slots = asyncio.Semaphore(_WRITERS)
+        now = datetime.now(UTC)
+        counts: Counter[tuple[str, str]] = Counter()
+
+        async def write(status: ResourceStatus, there: Seen) -> Trouble | None:
+            document = statuses.document(status, there.status, now)
+            if document is None:
+                return None
+            document["metadata"]["uid"] = there.uid  # not of a namesake made meanwhile
+            async with slots:
+                self._leadership.require()
+                try:
+                    await self._cluster.apply_status(OURS[status.identity.kind], document)
+                except ApiError as error:
+                    if error.status in (404, 409):
+                        return None  # deleted meanwhile, or made anew: then there is an event about it
+                    return Trouble(Ref(status.identity.kind, status.identity.name), "StatusNotWritten", str(error))
+                if news := statuses.news(status, there.status):
+                    await self._recorder.record(status.identity, there.uid, news)
+            return None
+
+        pairs = [(status, seen[status.identity]) for status in wanted if status.identity in seen]
+        for status, _ in pairs:
+            counts[status.identity.kind, status.ready.status] += 1
+        results = await asyncio.gather(*(write(status, there) for status, there in pairs), return_exceptions=True)
+        metrics.RESOURCES.clear()
+        for (kind, ready), number in counts.items():
+            metrics.RESOURCES.labels(kind, ready).set(number)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return [result for result in results if isinstance(result, Trouble)]
+
+
+class _Memory(msgspec.Struct):
+    """What one pass hands to the next; read from the cluster again after somebody else led.
+
+    ``credentials``: the sources and the Secret's version when they were last found equal.
+    """
+
+    last_good: dict[Identity, Resource]
+    in_force: Policy | None
+    credentials: tuple[str, str] | None = None
