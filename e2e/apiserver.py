@@ -15,6 +15,7 @@ import socket
 import ssl
 import subprocess
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -77,6 +78,15 @@ class ApiServer:
             with error:
                 return _answer(error)
 
+    def stream(self, path: str, started: threading.Event) -> Iterator[Json]:
+        """The events of a watch; ``started`` is set once it has begun."""
+        request = urllib.request.Request(f"{self.url}{path}", headers={"Authorization": f"Bearer {self.token}"})
+        context = ssl.create_default_context(cafile=self.ca) if self.ca else None
+        with urllib.request.urlopen(request, timeout=60, context=context) as response:
+            started.set()
+            for line in response:
+                yield json.loads(line)
+
     def apply(self, path: str, document: Json) -> Answer:
         """Server-side apply of the object at ``path``."""
         return self.request("PATCH", f"{path}?fieldManager=e2e", document, content=APPLY)
@@ -106,15 +116,15 @@ def running(flags: Sequence[str] = ()) -> Iterator[ApiServer]:
 
 
 class ControlPlane:
-    """etcd and a kube-apiserver, which can be stopped and started again, at the same address."""
+    """etcd and a kube-apiserver, which can be stopped and started again, at the same address and with new flags."""
 
     def __init__(self, binaries: Path, folder: Path, flags: Sequence[str]) -> None:
         self.binaries = binaries
         self.folder = folder
-        self._flags = flags
+        self.flags = flags
         self._stack = contextlib.ExitStack()
         self._server = contextlib.ExitStack()
-        self._port = _free_port()
+        self._port = free_port()
         self._token = secrets.token_hex(16)
         self.api: ApiServer
 
@@ -136,7 +146,7 @@ class ControlPlane:
 
     def start(self) -> None:
         """Start the API server and wait until it is ready."""
-        command = _kube_apiserver(self.binaries, self.folder, self._etcd, self._port, self._flags)
+        command = _kube_apiserver(self.binaries, self.folder, self._etcd, self._port, self.flags)
         log = self.folder / "kube-apiserver.log"
         process = self._server.enter_context(_process(command, log))
         # It writes its own certificate before it listens.
@@ -177,7 +187,7 @@ class ControlPlane:
             f"--kubeconfig={self.kubeconfig()}",
             "--leader-elect=false",
             "--bind-address=127.0.0.1",
-            f"--secure-port={_free_port()}",
+            f"--secure-port={free_port()}",
             f"--cert-dir={self.folder / 'controller-manager'}",
             "--controllers=garbage-collector-controller,namespace-controller,serviceaccount-controller",
         ]
@@ -213,7 +223,7 @@ def _proxy(kubeconfig: str) -> Iterator[ApiServer]:
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         raise LookupError("E2E_KUBECONFIG needs kubectl on the PATH")
-    port = _free_port()
+    port = free_port()
     command = [kubectl, "proxy", f"--kubeconfig={kubeconfig}", f"--port={port}", "--reject-paths=^$"]
     with tempfile.TemporaryDirectory() as folder, _process(command, Path(folder) / "proxy.log") as process:
         server = ApiServer(f"http://127.0.0.1:{port}")
@@ -223,7 +233,7 @@ def _proxy(kubeconfig: str) -> Iterator[ApiServer]:
 
 @contextlib.contextmanager
 def _etcd(binaries: Path, folder: Path) -> Iterator[str]:
-    url, peer = (f"http://127.0.0.1:{_free_port()}" for _ in range(2))
+    url, peer = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
     command = [
         str(binaries / "etcd"),
         f"--data-dir={folder / 'etcd'}",
@@ -295,7 +305,7 @@ def _wait(condition: Any, process: subprocess.Popen[bytes], log: Path, seconds: 
         time.sleep(0.2)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port: int = found.getsockname()[1]
