@@ -148,6 +148,20 @@ def test_version_root_namespace_and_image_reach_the_result() -> None:
     assert call("render", "-f", CLUSTER, "--server-version", "1.30").code in (0, 1)
 
 
+def test_policies_that_name_sinks_render_while_the_webhook_is_off(tmp_path: Path) -> None:
+    text = CLUSTER.read_text(encoding="utf-8").replace("webhook:\n", "webhook:\n    enabled: false\n")
+    wish = "rules:\n  - level: Request\n    resources: [{group: apps}]\n"
+    path = write(tmp_path / "cluster.yaml", text.replace(wish, "preset: Metadata\n"))
+    result = call("render", "-f", path, "-o", tmp_path / "out")
+    assert result.code == 0
+    assert result.err.startswith("warning: AuditBackend: spec.webhook.enabled: false lets nothing reach a sink")
+    assert not (tmp_path / "out/receiver").exists()
+    explained = call("explain", "-f", path, "--user", "alice", "--verb", "get", "--resource", "secrets")
+    assert explained.err == (
+        "warning: spec.webhook.enabled of the AuditBackend is false: sinks are named as if it were true\n"
+    )
+
+
 # --- crds ------------------------------------------------------------------------------------------------------------
 
 

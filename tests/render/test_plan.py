@@ -229,7 +229,7 @@ def test_the_status_says_whether_events_have_somewhere_to_go(
     plan = planned(policy(sinks=sinks), SINK, backend(log={"enabled": log}, webhook={"enabled": webhook}))
     found = condition(plan, "AuditPolicy", "p", "SinksResolved")
     assert found.reason == reason
-    somewhere = reason == "SinksResolved" or (log and reason == "NoSinks")
+    somewhere = reason in ("SinksResolved", "WebhookDisabled") or (log and reason == "NoSinks")
     assert found.status == ("True" if somewhere else "False")
 
 
@@ -239,6 +239,58 @@ def test_without_webhook_there_is_no_receiver() -> None:
     manifests = [name for name in plan.files() if name.startswith(("manifests", "receiver", "certificates"))]
     assert manifests == ["manifests/configmap.audit-apiserver.yaml"]
     assert "apiserver/webhook.kubeconfig" not in plan.files()
+
+
+def test_a_policy_that_names_sinks_while_the_webhook_is_off_is_in_order_and_a_warning_says_where_events_stay() -> None:
+    plan = planned(policy(sinks=("out",)), SINK, backend(webhook={"enabled": False}))
+    found = status(plan, "AuditPolicy", "p")
+    assert found.ready.status != "False"
+    assert "AuditBackend is false: its events are in the API servers' own log files only" in found.rendered[1]
+    rendered = condition(plan, "AuditBackend", "default", "Rendered")
+    assert (rendered.status, rendered.reason) == ("True", "RenderedWithWarnings")
+    assert "no receivers" in rendered.message
+    (notice,) = plan.notices
+    assert notice.startswith("AuditBackend: spec.webhook.enabled: false lets nothing reach a sink, and 1 AuditPolicy ")
+    assert planned(policy(), backend(webhook={"enabled": False})).notices == ()
+
+
+def test_a_policy_whose_sink_is_missing_is_no_better_while_the_webhook_is_off() -> None:
+    plan = planned(policy(sinks=("gone",)), backend(webhook={"enabled": False}))
+    assert condition(plan, "AuditPolicy", "p", "SinksResolved").reason == "SinkNotFound"
+
+
+GIVEN_ADDRESS = {"exposure": {"clusterIP": {"clusterIP": "10.96.0.77"}}}
+
+
+@pytest.mark.parametrize(
+    ("items", "there", "not_there"),
+    [
+        ((policy(sinks=("out",)), SINK, backend(webhook={"enabled": False})), ["kind create"], ["receiver/", "image"]),
+        ((policy(sinks=("out",)), SINK), ["program.json", "--receiver-address"], ["kind create"]),
+        ((policy(sinks=("out",)), SINK, backend(receiver=GIVEN_ADDRESS)), ["kind create"], ["--receiver-address"]),
+        ((policy(),), ["pass none on"], ["program.json"]),
+        ((backend(),), ["no AuditPolicy asks for anything"], ["all that AuditPolicies need"]),
+        ((policy(sinks=("out",)), SINK, backend(log={"path": "/audit.log"})), ["Nothing is here"], ["By hand"]),
+        ((policy(), backend(clusterName=3)), ["Nothing is here"], ["By hand"]),
+    ],
+)
+def test_the_guide_names_what_is_there_and_nothing_else(
+    items: tuple[dict[str, Any], ...], there: list[str], not_there: list[str]
+) -> None:
+    files = planned(*items).files()
+    guide = files["README.md"]
+    for name in re.findall(r"(?<![\w/])(?:(?:apiserver|kubeadm|kind|manifests|receiver)/[\w.-]*|\w+\.sh)", guide):
+        assert name in files or (name.endswith("/") and any(path.startswith(name) for path in files)), name
+    assert [text for text in there if text not in guide] == []
+    assert [text for text in not_there if text in guide] == []
+
+
+def test_the_guide_asks_nobody_to_run_an_image_that_is_not_published() -> None:
+    guide = planned(policy(sinks=("out",)), SINK).files()["README.md"]
+    assert guide.index("none is published yet") < guide.index("kubectl apply")
+    own = planned(policy(sinks=("out",)), SINK, world=World(image="registry.example.com/ao:1")).files()["README.md"]
+    assert "published" not in own
+    assert "kubectl apply" in own
 
 
 def test_a_sink_that_is_missing_keeps_the_policy_from_being_ready_but_not_from_the_others() -> None:

@@ -59,7 +59,10 @@ def load_setup(arguments: Sequence[str], setting: Setting) -> Setup:
     ours = [Source(f"{each.namespace}/{each.name}", each.policy, each.redactions, each.sinks) for each in plan.policies]
     server = union([plan.server_policy, *(source.policy for source in files)]) if files else plan.server_policy
     namespaces = {*inputs.namespaces, *(each.namespace for each in plan.policies)}
-    return Setup((*ours, *files), server, plan, problems, inputs.notices, frozenset(namespaces))
+    notices = inputs.notices
+    if plan.flags.body_limit is None and any(source.sinks for source in ours):
+        notices += ("spec.webhook.enabled of the AuditBackend is false: sinks are named as if it were true",)
+    return Setup((*ours, *files), server, plan, problems, notices, frozenset(namespaces))
 
 
 def load_plan(inputs: Inputs, setting: Setting) -> "tuple[Plan, tuple[str, ...]]":

@@ -1,8 +1,8 @@
 """The folder that `audit-operator render -o` writes: what API servers need, what the cluster needs, and a guide."""
 
 import re
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
 
 from audit_operator.policy.model import Policy
 from audit_operator.render.exposure import RECEIVER, Exposed
@@ -15,10 +15,8 @@ from audit_operator.render.program import HASH_KEY, Credential
 from audit_operator.render.status import ResourceStatus, counted
 from audit_operator.render.tls import CLIENT_TLS, RECEIVER_TLS, is_address
 from audit_operator.render.workload import CREDENTIALS
+from audit_operator.render.world import IMAGE, World
 from audit_operator.resources.yamlwriter import write
-
-if TYPE_CHECKING:
-    from audit_operator.render.world import World
 
 CERTIFICATES: Final = CertificateFiles(
     ca=f"{NODE_DIRECTORY}/ca.crt",
@@ -33,7 +31,7 @@ _FILE_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 
 
 def server_files(
-    policy: Policy, flags: Flags, exposed: Exposed, log_directory: str | None, world: "World", *, by_hand: bool
+    policy: Policy, flags: Flags, exposed: Exposed, log_directory: str | None, world: World, *, by_hand: bool
 ) -> dict[str, str]:
     """What an API server reads, and how it is told to: policy file, kubeconfig, flags, kubeadm's and kind's form.
 
@@ -84,7 +82,7 @@ def status_files(statuses: Iterable[ResourceStatus]) -> dict[str, str]:
     return result
 
 
-def credentials_file(credentials: Sequence[Credential], hashes: bool, world: "World") -> dict[str, str]:
+def credentials_file(credentials: Sequence[Credential], hashes: bool, world: World) -> dict[str, str]:
     """A script that copies what sinks refer to into the Secret that receivers read.
 
     ``hashes``: some redaction hashes, so the Secret needs a key for it, made once and kept.
@@ -171,26 +169,26 @@ def guide(
     notices: Sequence[str],
     flags: Flags | None,
     rules: int,
+    delivering: bool,
     credentials: bool,
     cert_manager: bool,
-    world: "World",
+    exposed: Exposed,
+    world: World,
 ) -> str:
     """README.md: what became of every resource, what to know, and the way by hand.
 
-    ``flags`` None: there is nothing for API servers and receivers.
+    ``flags`` None: there is nothing for API servers and receivers. ``delivering``: some AuditPolicy names a sink that
+    receivers are to fill.
     """
     major, minor = world.server_version
     sections = [f"# Audit configuration for Kubernetes {major}.{minor}"]
     if flags is None:
         sections.append("Nothing is here for API servers and receivers; *To know* says why.")
     else:
-        verdicts = [each.status for status in statuses for each in status.conditions if each.type == "Covered"]
-        enough = verdicts.count("True")
-        whose = "AuditPolicies" if enough == len(verdicts) else f"{enough} of {len(verdicts)} AuditPolicies"
-        sections.append(
-            f"API servers get one policy of {counted(rules, 'rule')} (`apiserver/policy.yaml`), which records all that "
-            f"{whose} need. Receivers apply each AuditPolicy exactly (`receiver/program.json`)."
+        recorded = (
+            f"API servers get one policy of {counted(rules, 'rule')} (`apiserver/policy.yaml`), {_whose(statuses)}."
         )
+        sections.append(f"{recorded} {_way_of_events(delivering, webhook=flags.body_limit is not None)}")
     rows = []
     for status in statuses:
         state, follows = status.rendered
@@ -199,42 +197,97 @@ def guide(
     if notices:
         sections.append("\n".join(["## To know", "", *(f"* {_cell(notice)}" for notice in notices)]))
     if flags is not None:
-        steps = _steps(
-            webhook=flags.body_limit is not None, credentials=credentials, cert_manager=cert_manager, world=world
+        webhook = flags.body_limit is not None
+        namespace = f"The namespace: `kubectl create namespace {world.root_namespace}`."
+        steps = (
+            _receiver_steps(namespace, credentials, cert_manager, exposed, world)
+            if webhook
+            else (namespace, "What API servers are to run: `kubectl apply --server-side -f manifests/`.")
         )
+        steps = (*steps, _SERVER_STEP)
         numbered = [f"{number}. {step}" for number, step in enumerate(steps, start=1)]
-        sections.append("\n".join(["## By hand", "", *numbered]))
+        trial = _trial(cert_manager, exposed, world) if webhook else "`kind create cluster --config kind/cluster.yaml`."
+        sections.append("\n".join(["## By hand", "", *numbered, "", f"Or a cluster to try it in: {trial}"]))
     return "\n\n".join(sections) + "\n"
 
 
-def _steps(*, webhook: bool, credentials: bool, cert_manager: bool, world: "World") -> list[str]:
-    namespace = world.root_namespace
-    steps = [f"The namespace: `kubectl create namespace {namespace}`."]
-    receiver = "The receiver, and what API servers are to run" if webhook else "What API servers are to run"
-    apply = f"{receiver}: `kubectl apply --server-side -f manifests/`."
+def _whose(statuses: Sequence[ResourceStatus]) -> str:
+    """How far the server policy goes, seen from the AuditPolicies that count."""
+    verdicts = [each.status for status in statuses for each in status.conditions if each.type == "Covered"]
+    enough = verdicts.count("True")
+    if not verdicts:
+        return "and no AuditPolicy asks for anything"
+    if len(verdicts) == enough:
+        return "which records all that AuditPolicies need"
+    return f"which records all that {enough} of {len(verdicts)} AuditPolicies need"
+
+
+def _way_of_events(delivering: bool, *, webhook: bool) -> str:
+    if not webhook:
+        return (
+            "They only write log files of their own: the webhook is off, so there is no receiver, and no sink gets any."
+        )
+    if not delivering:
+        return "No AuditPolicy delivers to a sink: receivers would take every event and pass none on."
+    return "Receivers apply each AuditPolicy exactly (`receiver/program.json`)."
+
+
+_SERVER_STEP: Final = (
+    f"API servers, one control-plane node after the other: copy `apiserver/` to `{NODE_DIRECTORY}` and add the "
+    "flags of `apiserver/flags.txt`. With kubeadm: put `kubeadm/cluster-configuration.yaml` into the "
+    "ClusterConfiguration and run `kubeadm init phase control-plane apiserver --config`. Go on when it serves."
+)
+
+
+def _receiver_steps(
+    namespace: str, credentials: bool, cert_manager: bool, exposed: Exposed, world: World
+) -> Iterator[str]:
+    """What comes before API servers may send events: an API server loses what nobody takes within minutes."""
+    if world.image == IMAGE:
+        yield (
+            f"The receiver's image: none is published yet, `{IMAGE}` is only its name. Bring one of your own to a "
+            "registry and render again with `--image`. Without one, end here: write `webhook: {enabled: false}` into "
+            "the AuditBackend and render again, and API servers write log files of their own."
+        )
+    yield namespace
     copy = (
         f"copy `ca.crt`, `tls.crt` and `tls.key` of Secret {CLIENT_TLS} to `apiserver/` as `ca.crt`, `client.crt` and "
         "`client.key`."
     )
-    if webhook and not cert_manager and world.certificates is None:
-        steps.append(
+    if not cert_manager and world.certificates is None:
+        yield (
             f"Certificates: `sh certificates.sh` makes some for a first try, puts those of API servers into "
             f"`apiserver/` and prints the command that creates Secret {RECEIVER_TLS}."
         )
     if credentials:
-        steps.append(f"Credentials: `sh credentials.sh` copies what sinks refer to into Secret {CREDENTIALS}.")
-    steps.append(apply)
-    if webhook and cert_manager:
-        steps.append(f"When cert-manager has made the certificates, {copy}")
-    elif webhook and world.certificates is not None:
-        steps.append(f"Certificates: {copy}")
-    steps.append(
-        f"API servers, one control-plane node after the other: copy `apiserver/` to `{NODE_DIRECTORY}` and add the "
-        "flags of `apiserver/flags.txt`. With kubeadm: put `kubeadm/cluster-configuration.yaml` into the "
-        "ClusterConfiguration and run `kubeadm init phase control-plane apiserver --config`. Go on when it serves."
+        yield f"Credentials: `sh credentials.sh` copies what sinks refer to into Secret {CREDENTIALS}."
+    yield (
+        "The receiver, and what API servers are to run: `kubectl apply --server-side -f manifests/`. Go on when the "
+        f"receiver's pods are ready: `kubectl -n {world.root_namespace} get pods`."
     )
-    steps.append("Or a cluster to try it in: `kind create cluster --config kind/cluster.yaml`, then from the top.")
-    return steps
+    if cert_manager:
+        yield f"When cert-manager has made the certificates, {copy}"
+    elif world.certificates is not None:
+        yield f"Certificates: {copy}"
+    if exposed.unknown:
+        yield (
+            f"The receiver's address: `kubectl -n {world.root_namespace} get service {RECEIVER}` shows what the "
+            "cluster gave it. Render again with `--receiver-address`, or replace the placeholder in "
+            "`apiserver/webhook.kubeconfig`."
+        )
+
+
+def _trial(cert_manager: bool, exposed: Exposed, world: World) -> str:
+    if cert_manager:
+        return "choose `spec.certificates.selfSigned`, because its API server starts before cert-manager can."
+    if exposed.unknown:
+        # kind starts the API server before anybody could ask it for an address.
+        return (
+            f"give `{exposed.unknown.path}` in the AuditBackend and render again, because its API server starts with "
+            "that file."
+        )
+    first = "`sh certificates.sh` first, then " if world.certificates is None else ""
+    return f"{first}`kind create cluster --config kind/cluster.yaml`, then the steps above but for that of API servers."
 
 
 def _cell(text: str) -> str:

@@ -24,6 +24,7 @@ from audit_operator.render.status import (
     ResourceStatus,
     backend_status,
     compiled,
+    counted,
     covered,
     invalid_status,
     lines,
@@ -95,8 +96,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
                 notices=self.notices,
                 flags=None if self.blocked else self.flags,
                 rules=len(self.server_policy.rules),
+                delivering=bool(self.program.policies),
                 credentials=bool(scripts),
                 cert_manager=self.cert_manager,
+                exposed=self.exposed,
                 world=self.world,
             ),
         }
@@ -166,6 +169,7 @@ def render(resources: Resources, world: World) -> Plan:
     warnings = (
         *flag_plan.warnings,
         *([reached.unknown] if reached.unknown and webhook else []),
+        *([] if webhook else _undelivered(policies)),
         *(_bodies_in_log(chosen.policy, world) if spec.log.enabled else ()),
         *(_unserved(item) for item in wanted if not is_served(item, world.served)),
     )
@@ -310,6 +314,22 @@ def _sink_statuses(
         name = f"{entry.namespace}/{entry.name}"
         hash_ = text_hash(msgspec.json.encode(entry).decode())
         yield sink_status(sink, used[name], hash_, waiting.get(name))
+
+
+def _undelivered(policies: Iterable[_Planned]) -> list[Problem]:
+    """Sinks that somebody named and nothing reaches, because the webhook is off."""
+    number = sum(bool(planned.input.sinks) for planned in policies)
+    if not number:
+        return []
+    names = counted(number, "AuditPolicy names", "AuditPolicies name")
+    return [
+        Problem(
+            "spec.webhook.enabled",
+            f"lets nothing reach a sink, and {names} some: API servers only write log files of their own",
+            "false",
+            "turn it on when there is a receiver",
+        )
+    ]
 
 
 def _backend_problems(resources: Resources) -> list[Problem]:

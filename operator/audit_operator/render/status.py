@@ -191,8 +191,12 @@ def sinks_resolved(sinks: Sinks, waiting: Mapping[str, Refusal], *, webhook: boo
             return true(kind, "names no sink: its events are in the API servers' own log files only", "NoSinks")
         return false(kind, Refusal("NoSinks", "names no sink, and the AuditBackend has no log: add spec.sinks"))
     if not webhook:
-        why = "no event reaches a sink, because spec.webhook.enabled of the AuditBackend is false: enable it"
-        return false(kind, Refusal("WebhookDisabled", why))
+        # As somebody chose: without webhook the log is on. The AuditBackend's status warns of it.
+        text = (
+            f"names {', '.join(sinks.resolved)}, which nothing reaches while spec.webhook.enabled of the AuditBackend "
+            "is false: its events are in the API servers' own log files only"
+        )
+        return true(kind, text, "WebhookDisabled")
     held = [f"AuditSink {name}: {waiting[name].message}" for name in sinks.resolved if name in waiting]
     return true(kind, "\n".join([f"delivers to {', '.join(sinks.resolved)}", *held]))
 
@@ -223,10 +227,11 @@ def backend_status(
     if blocked:
         rendered = false("Rendered", Refusal("Conflict", lines(blocked)))
     else:
-        made = (
-            f"{counted(fields['serverRules'], 'rule')} for API servers, "
+        made = f"{counted(fields['serverRules'], 'rule')} for API servers, " + (
             f"{counted(fields['policies'], 'AuditPolicy', 'AuditPolicies')} and "
             f"{counted(fields['sinks'], 'AuditSink')} for receivers"
+            if backend.spec.webhook.enabled
+            else "which write log files of their own; no receivers"
         )
         reason = "RenderedWithWarnings" if warnings else "Rendered"
         rendered = true("Rendered", "\n".join([made, *map(str, warnings)]), reason)
