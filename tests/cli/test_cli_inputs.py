@@ -11,6 +11,7 @@ from commands import call, write
 from audit_operator.cli import inputs
 from audit_operator.cli.errors import CliError
 from audit_operator.cli.inputs import Inputs, read_inputs
+from audit_operator.cli.policies import MOST_UNITED
 
 POLICY = "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n- level: Metadata\n"
 AUDIT_POLICY = """\
@@ -175,3 +176,17 @@ def test_a_pipe_in_a_folder_is_not_waited_for(tmp_path: Path) -> None:
 def test_errors_go_to_standard_error_with_exit_code_2(tmp_path: Path) -> None:
     result = call("render", "-f", tmp_path / "nope.yaml")
     assert result == (2, "", f"error: {tmp_path}/nope.yaml: does not exist; check the path\n")
+
+
+def test_a_union_of_more_rules_than_can_be_united_in_time_is_refused(tmp_path: Path) -> None:
+    head = "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n"
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.yaml", head + f"- {{level: Metadata, users: [{name}]}}\n" * (MOST_UNITED // 2 + 1))
+    request = ("--user", "a", "--verb", "get", "--resource", "pods")
+    refused = call("explain", "-f", tmp_path, *request)
+    assert refused.code == 2
+    assert f"at most {MOST_UNITED} of policy files; name one policy file and nothing else" in refused.err
+    one = call("explain", "-f", tmp_path / "a.yaml", *request)
+    assert one.code == 0
+    other = call("explain", "-f", tmp_path / "b.yaml", *request)
+    assert f"… and {MOST_UNITED // 2 + 1 - 100:,} more" in other.out

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from policy_space import EVERY_REQUEST, policies
 
-from audit_operator.policy.diff import diff
+from audit_operator.policy.diff import MOST_CHANGES, MOST_RULES, Diff, diff
 from audit_operator.policy.evaluate import Evaluator
 from audit_operator.policy.model import STAGES, Decision, Level, Policy, Rule
 
@@ -19,7 +19,7 @@ def recorded(decision: Decision) -> tuple[object, ...] | None:
 def test_each_change_is_proven_and_none_is_missing(a: Policy, b: Policy) -> None:
     before, after = Evaluator(a), Evaluator(b)
     shown = set()
-    for change in diff(a, b):
+    for change in diff(a, b).changes:
         assert change.request is not None
         assert (before.decide(change.request), after.decide(change.request)) == (change.before, change.after)
         shown.add((change.before.rule, change.after.rule))
@@ -31,10 +31,25 @@ def test_each_change_is_proven_and_none_is_missing(a: Policy, b: Policy) -> None
 @given(policies)
 @settings(max_examples=20, deadline=None)
 def test_a_policy_does_not_differ_from_itself(policy: Policy) -> None:
-    assert diff(policy, policy) == []
+    assert diff(policy, policy) == Diff(())
 
 
 def test_another_text_of_the_same_policy_is_no_difference() -> None:
     one = Policy(rules=(Rule(level=Level.METADATA, verbs=("get", "list")), Rule(level=Level.NONE)))
     other = Policy(rules=(Rule(level=Level.METADATA, verbs=("list",)), Rule(level=Level.METADATA, verbs=("get",))))
-    assert diff(one, other) == []
+    assert diff(one, other) == Diff(())
+
+
+def test_policies_too_large_to_compare_are_not_said_to_be_the_same() -> None:
+    many = Policy(rules=(Rule(level=Level.METADATA, users=("a",)),) * MOST_RULES)
+    assert diff(many, Policy(rules=(Rule(level=Level.NONE),))) == Diff((), complete=False)
+    assert diff(many, many) == Diff(())
+
+
+def test_more_changes_than_anybody_reads_are_not_looked_for() -> None:
+    some = range(1, int(MOST_CHANGES**0.5) + 2)
+    users = Policy(rules=tuple(Rule(level=Level.METADATA, users=(f"u{i}",)) for i in some))
+    verbs = Policy(rules=tuple(Rule(level=Level.REQUEST, verbs=(f"v{i}",)) for i in some))
+    found = diff(users, verbs)
+    assert len(found.changes) == MOST_CHANGES
+    assert not found.complete

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from policy_space import EVERY_REQUEST, rules
 
 from audit_operator.policy.evaluate import rule_matches
-from audit_operator.policy.explain import Source, explain, mismatch
+from audit_operator.policy.explain import Explainer, Source, mismatch
 from audit_operator.policy.model import GroupResources, Level, Policy, Request, Rule, Stage
 
 SECRET = Request(user="alice", verb="create", resource="secrets", namespace="default")
@@ -13,7 +13,7 @@ BODIES = Rule(level=Level.REQUEST, origin="spec.rules[1]")
 
 
 def verdict(policy: Policy, server: Policy, request: Request = SECRET):
-    return explain(request, server, [Source("audit/p", policy, sinks=("audit/siem",))]).policies[0]
+    return Explainer(server, [Source("audit/p", policy, sinks=("audit/siem",))]).explain(request).policies[0]
 
 
 def test_what_is_delivered_is_redacted_and_said() -> None:

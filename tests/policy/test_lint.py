@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from audit_operator.policy import lint_rules
 from audit_operator.policy.evaluate import Evaluator
 from audit_operator.policy.findings import CODES, Severity, reference
 from audit_operator.policy.kinds import KINDS, Kinds
 from audit_operator.policy.lint import Finding, lint, lint_text
+from audit_operator.policy.lint_rules import MOST_RULES
 from audit_operator.policy.model import GroupResources, LabelSelector, Level, Policy, Request, Rule
 from audit_operator.policy.presets import NAMES, preset
 
@@ -314,7 +316,8 @@ def test_a_finding_is_made_where_it_is_true_and_not_next_to_it(name: str, bad: s
 
 
 def test_every_code_has_cases() -> None:
-    assert {name for name, *_ in CASES} == set(CODES)
+    # So many rules stand in no table: see "many rules" below.
+    assert {name for name, *_ in CASES} == set(CODES) - {"not-compared"}
 
 
 def test_codes_are_unique_and_the_page_of_findings_is_theirs() -> None:
@@ -464,3 +467,36 @@ def test_unreachable_rules_and_rules_without_effect_are_those_that_no_request_ne
         same = all(without(request).level == decision.level for request, decision in zip(requests, before, strict=True))
         last_word = index == len(some) - 1 and some[index] == Rule(level=Level.NONE)
         assert (("no-effect", f"rules[{index}]") in found) == (same and not last_word)
+
+
+# --- many rules ------------------------------------------------------------------------------------------------------
+
+
+def not_compared(policy: Policy) -> list[Finding]:
+    return [finding for finding in lint(policy) if finding.name == "not-compared"]
+
+
+def test_more_rules_than_are_compared_are_not_passed_over_in_silence() -> None:
+    rule = Rule(level=Level.NONE, users=("a",))
+    assert not_compared(Policy(rules=(rule,) * 2)) == []
+    (finding,) = not_compared(Policy(rules=(rule,) * (MOST_RULES + 1)))
+    assert (finding.code, finding.severity, finding.path) == ("AP205", Severity.WARNING, "rules")
+    assert f"{MOST_RULES:,}" in reference()
+
+
+def test_a_comparison_that_is_given_up_is_not_passed_over_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = preset("Forensic")
+    assert not_compared(policy) == []
+    monkeypatch.setattr(lint_rules, "_BUDGET", 50)
+    assert len(not_compared(policy)) == 1
+    claimed = {finding.name for finding in lint(policy)} - {"not-compared"}
+    monkeypatch.undo()
+    assert claimed <= {finding.name for finding in lint(policy)}, "what was not found out is not claimed"
+
+
+def test_a_rule_of_a_preset_is_named_by_where_it_comes_from() -> None:
+    own = Rule(level=Level.METADATA, resources=(GroupResources("", ("pods/*",)),), origin="spec.rules[0]")
+    policy = Policy(rules=(own, *preset("CIS").rules))
+    (finding,) = (each for each in lint(policy, written=1, whole=False) if each.name == "subresources-include")
+    assert finding.message == "pods/* matches pods itself too, before preset CIS rules[3] can"
+    assert finding.fix == "name the subresources, or write a rule for pods above this one"

@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from policy_space import EVERY_REQUEST, rules
 
-from audit_operator.policy.evaluate import rule_matches
+from audit_operator.policy.evaluate import bits, path_matches, rule_matches
 from audit_operator.policy.model import GroupResources, Level, Request, Rule
-from audit_operator.policy.region import Region, RegionIndex, entries
+from audit_operator.policy.region import Region, RegionIndex, entries, path_covers
 
 
 def as_rule(region: Region) -> Rule:
@@ -64,6 +64,39 @@ def test_the_index_answers_for_every_region_what_the_regions_say(indexed: list[R
         shared = msgspec.structs.replace(region, user_groups=None) & msgspec.structs.replace(other, user_groups=None)
         assert bool(meets >> i & 1) == (shared is not None)
         assert bool(covers >> i & 1) == other.covers(region)
+
+
+@given(st.lists(rules, min_size=1, max_size=8), st.sampled_from(EVERY_REQUEST))
+@settings(max_examples=300, deadline=None)
+def test_the_regions_that_hold_every_field_of_a_request_are_the_rules_that_match_it(
+    indexed: list[Rule], request: Request
+) -> None:
+    index = RegionIndex([Region.of(rule) for rule in indexed])
+    held = (
+        index.with_user(request.user)
+        & index.with_groups(request.groups if request.user is not None else ())
+        & index.with_verb(request.verb)
+    )
+    if request.is_resource:
+        held &= index.with_namespace(request.namespace)
+        held &= index.with_resource(request.api_group, request.resource, request.subresource, request.name)
+    else:
+        held &= index.with_path(request.path)
+    assert held == bits(rule_matches(rule, request) for rule in indexed)
+
+
+@given(
+    st.lists(st.text("/ab", max_size=4).map("/".__add__), max_size=6), st.lists(st.booleans(), min_size=6, max_size=6)
+)
+@settings(max_examples=300, deadline=None)
+def test_paths_are_reduced_without_losing_one(stems: list[str], stars: list[bool]) -> None:
+    urls = tuple(stem + "*" * star for stem, star in zip(stems, stars, strict=False))
+    region = Region.of(Rule(level=Level.NONE, non_resource_urls=urls or ("/",)))
+    assert region.paths is not None
+    for path in (*stems, *(stem + "/x" for stem in stems), "/other"):
+        matches = any(path_matches(path, url) for url in urls)
+        assert matches == (bool(urls) and any(path_matches(path, kept) for kept in region.paths))
+    assert not any(one != other and path_covers(one, other) for one in region.paths for other in region.paths)
 
 
 def test_a_gap_in_the_index_is_in_no_answer() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from audit_operator.policy.evaluate import rule_matches
 from audit_operator.policy.model import GroupResources, LabelSelector, Level, Request, Rule
-from audit_operator.policy.witness import Unknown, find
+from audit_operator.policy.witness import Finder, Unknown, find
 
 # Few values, so that drawn rules meet; every request over them and one fresh value per field can be tried.
 USERS, GROUPS, VERBS, NAMESPACES = ("u", "v"), ("g", "h"), ("get", "create"), ("", "n")
@@ -63,6 +63,34 @@ def test_a_request_is_found_if_and_only_if_there_is_one(must: list[Rule], avoid:
         if all(rule_matches(rule, request) for rule in must) and not any(rule_matches(rule, request) for rule in avoid)
     )
     assert next(there, None) is None
+
+
+@given(st.lists(rules, min_size=1, max_size=2), st.lists(rules, max_size=4), st.integers(0, 15))
+@settings(max_examples=100, deadline=None)
+def test_a_finder_avoids_those_rules_and_no_others(must: list[Rule], avoid: list[Rule], chosen: int) -> None:
+    found = Finder(avoid).find(must, chosen)
+    assert found == find(must, [rule if chosen >> i & 1 else NEVER for i, rule in enumerate(avoid)])
+
+
+NEVER = Rule(level=Level.NONE, verbs=("no verb",), users=("nobody",), namespaces=("nowhere",))
+
+
+def test_a_finder_with_a_spent_budget_knows_nothing_more() -> None:
+    finder = Finder([Rule(level=Level.NONE, users=USERS)], budget=10)
+    assert not finder.exhausted
+    assert finder.find([Rule(level=Level.NONE)], 1) is not None
+    assert finder.exhausted
+    with pytest.raises(Unknown):
+        finder.find([Rule(level=Level.NONE)], 1)
+
+
+def test_rules_that_name_very_much_are_not_compared_name_by_name() -> None:
+    named = [
+        Rule(level=Level.NONE, resources=(GroupResources("", ("pods",), tuple(f"{letter}{i}" for i in range(5000))),))
+        for letter in "ab"
+    ]
+    with pytest.raises(Unknown):
+        find(named, [])
 
 
 def test_requests_look_like_those_of_a_cluster() -> None:

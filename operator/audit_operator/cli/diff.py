@@ -18,7 +18,8 @@ _SHOWN: Final = 40
 class Difference(NamedTuple):
     """What became of one policy. ``before`` or ``after`` is empty where it is not there at all.
 
-    ``delivery`` says in words what changed about where its events go, and redacted how.
+    ``delivery`` says in words what changed about where its events go, and redacted how. ``complete`` False: there may
+    be more changes, which took too long to look for.
     """
 
     before: str
@@ -26,6 +27,7 @@ class Difference(NamedTuple):
     rules: tuple[Policy, Policy]
     changes: tuple[Change, ...]
     delivery: tuple[str, ...] = ()
+    complete: bool = True
 
 
 def differences(a: Setup, b: Setup) -> list[Difference]:
@@ -42,14 +44,17 @@ def differences(a: Setup, b: Setup) -> list[Difference]:
     found = [_difference(*pair) for pair in pairs]
     servers = "API servers"
     if len(pairs) > 1 or a.plan or b.plan:
-        found.append(Difference(servers, servers, (a.server, b.server), tuple(diff(a.server, b.server))))
-    return [each for each in found if each.changes or each.delivery or not (each.before and each.after)]
+        changes, complete = diff(a.server, b.server)
+        found.append(Difference(servers, servers, (a.server, b.server), changes, complete=complete))
+    return [
+        each for each in found if each.changes or each.delivery or not each.complete or not (each.before and each.after)
+    ]
 
 
 def _difference(before: Source, after: Source) -> Difference:
-    changes = tuple(diff(before.policy, after.policy))
+    changes, complete = diff(before.policy, after.policy)
     delivery = _delivery(before, after) if before.name and after.name else ()
-    return Difference(before.name, after.name, (before.policy, after.policy), changes, tuple(delivery))
+    return Difference(before.name, after.name, (before.policy, after.policy), changes, tuple(delivery), complete)
 
 
 def _delivery(before: Source, after: Source) -> Iterator[str]:
@@ -73,6 +78,7 @@ def as_objects(found: Sequence[Difference]) -> list[dict[str, Any]]:
         {
             "before": each.before or None,
             "after": each.after or None,
+            "complete": each.complete,
             "delivery": list(each.delivery),
             "changes": [
                 {
@@ -115,10 +121,13 @@ def show(found: Sequence[Difference], stream: TextIO) -> None:
             by = " → ".join(printable(rule or "no rule") for rule in rules)
             stream.write(f"{styled(f'{mark} {_what(change)}', stream, colour)}: {printable(request)}\n      {by}\n")
         if len(each.changes) > _SHOWN:
-            stream.write(f"  … and {len(each.changes) - _SHOWN} more, which -o json has\n")
+            stream.write(f"  … and {len(each.changes) - _SHOWN:,} more, which -o json has\n")
+        if not each.complete:
+            stream.write("  These policies are too large to compare all of their rules: there may be more changes.\n")
         stream.write("\n")
     changes = sum(len(each.changes) for each in found)
-    stream.write(f"{counted(changes, 'change')}\n" if found else "No request is recorded differently.\n")
+    least = "" if all(each.complete for each in found) else "At least "
+    stream.write(f"{least}{counted(changes, 'change')}\n" if found else "No request is recorded differently.\n")
 
 
 def _title(each: Difference) -> str:

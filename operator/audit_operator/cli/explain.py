@@ -5,17 +5,20 @@ from typing import Any, TextIO
 from audit_operator.cli.output import printable, styled
 from audit_operator.cli.policies import Setup
 from audit_operator.cli.requests import as_text
-from audit_operator.policy.explain import Explanation, Verdict, explain, mismatch
+from audit_operator.policy.explain import Explanation, Verdict, mismatch
 from audit_operator.policy.model import STAGES, Decision, Level, Policy, Request
 from audit_operator.policy.redact import REPEATED
 
 _RULES_SHOWN = 12
-"""Rules that do not match and are explained one by one."""
+"""Rules of one policy among several that do not match and are explained one by one."""
+
+_RULES_OF_ONE_SHOWN = 100
+"""The same if there is only that policy."""
 
 
 def explanation(request: Request, setup: Setup) -> Explanation:
     """What becomes of the request."""
-    return explain(request, setup.server, setup.sources)
+    return setup.explainer.explain(request)
 
 
 def as_object(found: Explanation) -> dict[str, Any]:
@@ -78,7 +81,7 @@ def show(found: Explanation, setup: Setup, stream: TextIO) -> None:
     line()
     line(f"API servers: {_recorded(found.server, found.server_origin)}")
     if setup.plan is None and len(setup.sources) == 1:
-        for reason in _reasons(setup.server, found.server, request):
+        for reason in _reasons(setup.server, found.server, request, _RULES_OF_ONE_SHOWN):
             line(reason, indent=2)
         return
     line()
@@ -89,7 +92,7 @@ def show(found: Explanation, setup: Setup, stream: TextIO) -> None:
         stream.write(f"{printable(verdict.name):{names}}  {level}{printable(to)}\n")
         line(verdict.why, indent=4)
         if verdict.decision.rule is None:
-            for reason in _reasons(source.policy, verdict.decision, request)[:_RULES_SHOWN]:
+            for reason in _reasons(source.policy, verdict.decision, request, _RULES_SHOWN):
                 line(reason, indent=6)
         for detail in _details(verdict):
             line(detail, indent=4)
@@ -110,11 +113,12 @@ def _recorded(decision: Decision, origin: str) -> str:
     return f"{decision.level} at {', '.join(stages) or 'no stage'}; {origin} decides"
 
 
-def _reasons(policy: Policy, decision: Decision, request: Request) -> list[str]:
-    """Why no rule above the deciding one matches."""
+def _reasons(policy: Policy, decision: Decision, request: Request, most: int) -> list[str]:
+    """Why no rule above the deciding one matches; of the first ``most``."""
     above = policy.rules[: decision.rule]
-    names = [(rule.origin or f"rules[{index}]", rule) for index, rule in enumerate(above)]
-    return [f"not {name}: {mismatch(rule, request)}" for name, rule in names]
+    names = [(rule.origin or f"rules[{index}]", rule) for index, rule in enumerate(above[:most])]
+    reasons = [f"not {name}: {mismatch(rule, request)}" for name, rule in names]
+    return reasons + ([f"… and {len(above) - most:,} more"] if len(above) > most else [])
 
 
 def _details(verdict: Verdict) -> list[str]:

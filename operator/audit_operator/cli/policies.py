@@ -1,10 +1,13 @@
 """The policies that `-f` gives, to be asked: AuditPolicies as the operator runs them, policy files as they are."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+from audit_operator.cli.errors import CliError
 from audit_operator.cli.inputs import Document, Inputs, PolicyFile, read_inputs
-from audit_operator.policy.explain import Source, explain
+from audit_operator.policy.explain import Explainer, Source
 from audit_operator.policy.load import NEWEST, Version
 from audit_operator.policy.model import Level, Policy, Request
 from audit_operator.policy.union import union
@@ -16,6 +19,10 @@ if TYPE_CHECKING:
     from audit_operator.resources.load import Resource
 
 
+MOST_UNITED: Final = 500
+"""Rules of policy files of which a union is made: an AuditPolicy has 200 at most, and a file as many as it likes."""
+
+
 class Setting(NamedTuple):
     """What the command line says of the cluster. ``image``: of the receiver, empty for the default."""
 
@@ -24,7 +31,8 @@ class Setting(NamedTuple):
     image: str = ""
 
 
-class Setup(NamedTuple):
+@dataclass(frozen=True)
+class Setup:
     """The policies, and what API servers run for them: ``server``.
 
     ``sources`` are named ``namespace/name`` of an AuditPolicy, or by their file; their sinks ``namespace/name``.
@@ -39,10 +47,15 @@ class Setup(NamedTuple):
     notices: tuple[str, ...]
     namespaces: frozenset[str]
 
+    @cached_property
+    def explainer(self) -> Explainer:
+        """Asked what happens to a request."""
+        return Explainer(self.server, self.sources)
+
     def reached(self, request: Request) -> dict[str, Level]:
         """At which level the request's events reach each sink: the highest that a policy gives it."""
         levels = {sink: Level.NONE for source in self.sources for sink in source.sinks}
-        for verdict in explain(request, self.server, self.sources).policies:
+        for verdict in self.explainer.explain(request).policies:
             for sink in verdict.sinks:
                 levels[sink] = max(levels[sink], verdict.level)
         return levels
@@ -52,6 +65,13 @@ def load_setup(arguments: Sequence[str], setting: Setting) -> Setup:
     """What ``-f`` gives. One policy file alone is what API servers run; else they run the union. Raises CliError."""
     inputs = read_inputs(arguments, setting.server)
     files = [Source(file.file, policy_in(file)) for file in inputs.policy_files]
+    rules = sum(len(source.policy.rules) for source in files)
+    if (len(files) > 1 or inputs.resources) and rules > MOST_UNITED:
+        raise CliError(
+            f"with other policies: has {rules:,} rules, and a union is made of at most {MOST_UNITED} of policy files",
+            file=", ".join(file.file for file in inputs.policy_files),
+            way_out="name one policy file and nothing else, or write fewer rules: one can list many users",
+        )
     if not inputs.resources:
         server = files[0].policy if len(files) == 1 else union(source.policy for source in files)
         return Setup(tuple(files), server, None, (), inputs.notices, frozenset(inputs.namespaces))

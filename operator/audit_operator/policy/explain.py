@@ -52,34 +52,44 @@ class Explanation(msgspec.Struct, frozen=True):
     policies: tuple[Verdict, ...]
 
 
-def explain(request: Request, server: Policy, sources: Sequence[Source]) -> Explanation:
-    """Who records what of the request, and why not where nothing is.
+class Explainer:
+    """Says of many requests who records what, and why not where nothing is.
 
     Args:
-        request: as the API server's policy sees it.
         server: what API servers run; its rules are named by their position.
         sources: policies in the order to report them, namespaceSelectors resolved.
 
     """
-    recorded = Evaluator(server).decide(request)
-    return Explanation(
-        request,
-        recorded,
-        "no rule" if recorded.rule is None else f"rules[{recorded.rule}]",
-        tuple(_verdict(request, recorded, source) for source in sources),
-    )
+
+    def __init__(self, server: Policy, sources: Sequence[Source]) -> None:
+        self._server = Evaluator(server)
+        # The key only has to be there: which paths are redacted does not depend on it.
+        self._sources = [
+            (source, Evaluator(source.policy), Redactor(source.redactions, hash_key=bytes(16))) for source in sources
+        ]
+
+    def explain(self, request: Request) -> Explanation:
+        """What becomes of the request, as the API server's policy sees it."""
+        recorded = self._server.decide(request)
+        return Explanation(
+            request,
+            recorded,
+            "no rule" if recorded.rule is None else f"rules[{recorded.rule}]",
+            tuple(
+                _verdict(request, recorded, source, evaluator.decide(request), redactor)
+                for source, evaluator, redactor in self._sources
+            ),
+        )
 
 
-def _verdict(request: Request, recorded: Decision, source: Source) -> Verdict:
-    wish = Evaluator(source.policy).decide(request)
+def _verdict(request: Request, recorded: Decision, source: Source, wish: Decision, redactor: Redactor) -> Verdict:
     origin = _origin(source.policy, wish.rule)
     level = min(wish.level, recorded.level)
     omitted = wish.omit_stages | recorded.omit_stages
     stages = tuple(stage for stage in STAGES if stage not in omitted) if level else ()
     redacted: tuple[str, ...] = ()
     if level >= Level.REQUEST and stages:
-        rules = Redactor(source.redactions, hash_key=bytes(16)).rules_for(request)
-        redacted = tuple(sorted({path for rule in rules for path in rule.paths}))
+        redacted = tuple(sorted({path for rule in redactor.rules_for(request) for path in rule.paths}))
     return Verdict(
         name=source.name,
         decision=wish,

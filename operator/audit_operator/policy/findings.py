@@ -80,6 +80,7 @@ CODES: Final = {
             "AP203", "no-catch-all", _W, "Requests that no rule matches are not recorded, and nothing says it is meant."
         ),
         Code("AP204", "records-nothing", _W, "No rule records anything."),
+        Code("AP205", "not-compared", _W, "More than 20,000 rules, or too tangled ones: AP2 to AP4 are incomplete."),
         Code(
             "AP211",
             "subresources-include",

@@ -5,18 +5,28 @@ claimed. Rules with a namespaceSelector count as matching every namespace when t
 in the way of others, because labels come and go.
 """
 
-from collections.abc import Collection, Iterator
+from bisect import bisect_right
+from collections.abc import Collection, Iterator, Sequence
+from typing import Final
 
 import msgspec
 
+from audit_operator.policy.evaluate import bits
 from audit_operator.policy.findings import Finding, Place, Severity
 from audit_operator.policy.kinds import READS, WRITES
 from audit_operator.policy.model import STAGES, GroupResources, Level, Policy, Request, Rule, Stage
 from audit_operator.policy.region import Region, RegionIndex
-from audit_operator.policy.witness import Unknown, find
+from audit_operator.policy.witness import Finder, Unknown
 
 ANYTHING = Rule(level=Level.NONE)
 """A rule that matches every request."""
+
+
+MOST_RULES: Final = 20_000
+"""Rules of one policy that are compared with one another."""
+
+_BUDGET: Final = 1_500_000
+"""Combinations tried for all findings on one policy: some seconds."""
 
 
 class Rules:
@@ -28,14 +38,20 @@ class Rules:
         self.every = (1 << len(policy.rules)) - 1
         self.broad = tuple(_without_selector(rule) for rule in policy.rules)
         """The rules as they match when every namespace is selected."""
+        self.outcomes = [_outcome(policy, rule) for rule in policy.rules]
+        """What happens to a request that the rule decides."""
         self._regions = [Region.of(rule) for rule in self.broad]
-        # A rule with a selector is a gap: it stands in nobody's way.
-        self._index = RegionIndex(
-            [
-                region if rule.namespace_selector is None else None
-                for rule, region in zip(policy.rules, self._regions, strict=True)
-            ]
-        )
+        # A rule with a selector stands in nobody's way, so it is a gap there; but it may meet others.
+        self._finder = Finder(policy.rules, budget=_BUDGET)
+        self._meeting = RegionIndex(self._regions) if self.broad != policy.rules else None
+        self._alike: dict[Outcome, int] = {}
+        for outcome in dict.fromkeys(self.outcomes):
+            self._alike[outcome] = bits(other == outcome for other in self.outcomes)
+
+    @property
+    def given_up(self) -> bool:
+        """Whether comparing took too long, and what was not found out by then counts as unknown."""
+        return self._finder.exhausted
 
     def decided_by(self, index: int, *also: Rule) -> Request | None:
         """A request that rule ``index`` decides and that every rule of ``also`` matches; None if there is none."""
@@ -46,39 +62,30 @@ class Rules:
 
         Where the search gives up, UNKNOWN: callers take it as "there may be some".
         """
-        common: Region | None = Region()
-        for rule in must:
-            common = common & Region.of(rule) if common is not None else None
-        if common is None:
-            return None
-        meets, covers = self._index.relations(common)
-        if covers & avoid:
-            return None
         try:
-            return find(must, [self.rules[index] for index in _positions(meets & avoid)])
+            return self._finder.find(must, avoid)
         except Unknown:
             return UNKNOWN
 
+    def possible(self, *must: Rule, avoid: int = 0) -> bool:
+        """Whether there may be such a request."""
+        try:
+            return self._finder.find(must, avoid, familiar=False) is not None
+        except Unknown:
+            return True
+
     def standing(self, index: int) -> int:
         """The rules that may match something that rule ``index`` could, itself among them."""
-        return self._index.relations(self._regions[index])[0]
+        return self._finder.relations(self._regions[index])[0]
 
     def covering(self, index: int) -> int:
         """The rules that match everything that rule ``index`` could."""
-        return self._index.relations(self._regions[index])[1]
+        return self._finder.relations(self._regions[index])[1]
 
-    def outcome(self, index: int) -> "Outcome":
-        """What happens to a request that rule ``index`` decides."""
-        rule, policy = self.rules[index], self.policy
-        omitted = policy.omit_stages | rule.omit_stages
-        if rule.level is Level.NONE or len(omitted) == len(STAGES):
-            return NOTHING
-        managed = policy.omit_managed_fields if rule.omit_managed_fields is None else rule.omit_managed_fields
-        return Outcome(rule.level, omitted, managed and rule.level >= Level.REQUEST)
-
-    def meets(self, one: int, other: int) -> bool:
-        """Whether some request may match both rules."""
-        return self._regions[one] & self._regions[other] is not None
+    def differing(self, index: int) -> Iterator[int]:
+        """The rules below ``index`` that may match a request of it and would treat it differently."""
+        meets = (self._meeting or self._finder).relations(self._regions[index])[0]
+        return _positions(meets & ~self._alike[self.outcomes[index]] & -(2 << index))
 
 
 def _positions(mask: int) -> Iterator[int]:
@@ -86,6 +93,14 @@ def _positions(mask: int) -> Iterator[int]:
         lowest = mask & -mask
         yield lowest.bit_length() - 1
         mask ^= lowest
+
+
+def _outcome(policy: Policy, rule: Rule) -> "Outcome":
+    omitted = policy.omit_stages | rule.omit_stages
+    if rule.level is Level.NONE or len(omitted) == len(STAGES):
+        return NOTHING
+    managed = policy.omit_managed_fields if rule.omit_managed_fields is None else rule.omit_managed_fields
+    return Outcome(rule.level, omitted, managed and rule.level >= Level.REQUEST)
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -109,6 +124,16 @@ def _without_selector(rule: Rule) -> Rule:
     return msgspec.structs.replace(rule, namespace_selector=None, resources=resources)
 
 
+def incomplete(rules: int, place: Place) -> Finding:
+    """What is said where not all rules could be compared: silence would pass for "nothing found"."""
+    message = (
+        f"{rules:,} rules are too many, or too tangled, to compare all of them with one another: rules that never "
+        "decide, credentials that are recorded and what is not recorded may go unnoticed"
+    )
+    fix = "say the same in fewer rules: one can list many users, namespaces and resources"
+    return place.at("rules").finding("not-compared", message, fix)
+
+
 # -- rules that never decide, or might as well not -------------------------------------------------------------------
 
 
@@ -116,14 +141,14 @@ def order_findings(rules: Rules, place: Place, written: int, *, whole: bool) -> 
     """Unreachable rules, rules without effect, and what falls through; only the first ``written`` rules are judged."""
     for index in range(written):
         at = place.at("rules", index)
-        if rules.decided_by(index) is None:
-            if rules.example(rules.broad[index]) is not None:
-                yield _unreachable(rules, index, place)
+        if not rules.possible(rules.broad[index], avoid=(1 << index) - 1):
+            if rules.possible(rules.broad[index]):
+                yield _unreachable(rules, index, place, written)
         elif not _is_last_word(rules, index) and _has_no_effect(rules, index):
             yield at.finding("no-effect", "without this rule, every request would be treated alike", "remove it")
     if not whole:
         return
-    if all(rules.outcome(index) == NOTHING for index in range(len(rules.rules))):
+    if all(outcome == NOTHING for outcome in rules.outcomes):
         yield place.at("rules").finding(
             "records-nothing", "no rule records anything", "add rules of level Metadata or more, or turn auditing off"
         )
@@ -137,26 +162,27 @@ def order_findings(rules: Rules, place: Place, written: int, *, whole: bool) -> 
 
 def subresource_findings(rules: Rules, place: Place, written: int) -> Iterator[Finding]:
     """``pods/*`` above a rule for ``pods``: it took the bare resource too, which the author did not expect."""
+    naming: dict[tuple[str, str], list[int]] = {}
+    for index, rule in enumerate(rules.rules):
+        for entry in rule.resources:
+            for item in entry.resources:
+                naming.setdefault((entry.group, item), []).append(index)
     for index in range(written):
         for position, entry in enumerate(rules.rules[index].resources):
             for number, item in enumerate(entry.resources):
                 name = item.removesuffix("/*")
                 if name in {item, "*"} or name in entry.resources:
                     continue
-                later = _first_naming(rules, entry.group, name, index + 1)
-                if later is not None:
-                    message = f"{item} matches {name} itself too, before {_rule_name(place, later)} can"
-                    fix = f"name the subresources, or move {_rule_name(place, later)} above this rule"
+                named = naming.get((entry.group, name), [])
+                later = bisect_right(named, index)
+                if later < len(named):
+                    other = _rule_name(rules, place, named[later], written)
+                    message = f"{item} matches {name} itself too, before {other} can"
+                    fix = f"name the subresources, or move {other} above this rule"
+                    if named[later] >= written:
+                        fix = f"name the subresources, or write a rule for {name} above this one"
                     at = place.at("rules", index, "resources", position, "resources", number)
                     yield at.finding("subresources-include", message, fix)
-
-
-def _first_naming(rules: Rules, group: str, resource: str, start: int) -> int | None:
-    """The first rule from ``start`` on that names the bare resource."""
-    for index in range(start, len(rules.rules)):
-        if any(entry.group == group and resource in entry.resources for entry in rules.rules[index].resources):
-            return index
-    return None
 
 
 def _is_last_word(rules: Rules, index: int) -> bool:
@@ -165,16 +191,30 @@ def _is_last_word(rules: Rules, index: int) -> bool:
     return index == len(rules.rules) - 1 and rule.level is Level.NONE and Region.of(rule) == Region()
 
 
-def _unreachable(rules: Rules, index: int, place: Place) -> Finding:
+def _unreachable(rules: Rules, index: int, place: Place, written: int) -> Finding:
     at = place.at("rules", index)
     covering = _covering(rules, index)
-    names = " and ".join(_rule_name(place, number) for number in covering)
+    names = _joined([_rule_name(rules, place, number, written) for number in covering])
     one = len(covering) == 1
     message = f"never decides: {names} {'matches' if one else 'together match'} every request that it could match"
-    return at.finding("unreachable-rule", message, f"move it above {_rule_name(place, covering[0])}, or remove it")
+    return at.finding(
+        "unreachable-rule", message, f"move it above {_rule_name(rules, place, covering[0], written)}, or remove it"
+    )
 
 
-def _rule_name(place: Place, index: int) -> str:
+_NAMED: Final = 5
+"""Rules that one finding names."""
+
+
+def _joined(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return (", ".join(names[:_NAMED]) if more else " and ".join(names)) + more
+
+
+def _rule_name(rules: Rules, place: Place, index: int, written: int) -> str:
+    """The author's rule by its place in the text; a preset's, which stands in no text, by where it comes from."""
+    if index >= written:
+        return rules.rules[index].origin
     found = place.at("rules", index).finding("unreachable-rule", "", "")
     return f"{found.path} (line {found.line})" if found.line else found.path
 
@@ -187,21 +227,19 @@ def _covering(rules: Rules, index: int) -> list[int]:
     needed = rules.standing(index) & above
     for number in _positions(needed):
         fewer = needed & ~(1 << number)
-        if rules.example(rules.broad[index], avoid=fewer) is None:
+        if not rules.possible(rules.broad[index], avoid=fewer):
             needed = fewer
     return list(_positions(needed))
 
 
 def _has_no_effect(rules: Rules, index: int) -> bool:
     """Whether every request that the rule decides would come to the same outcome below it."""
-    mine = rules.outcome(index)
-    for other in range(index + 1, len(rules.rules)):
-        if rules.outcome(other) == mine or not rules.meets(index, other):
-            continue
+    mine = rules.outcomes[index]
+    for other in rules.differing(index):
         before = ((1 << other) - 1) & ~(1 << index)
-        if rules.example(rules.broad[index], rules.broad[other], avoid=before) is not None:
+        if rules.possible(rules.broad[index], rules.broad[other], avoid=before):
             return False
-    return mine == NOTHING or rules.example(rules.broad[index], avoid=rules.every & ~(1 << index)) is None
+    return mine == NOTHING or not rules.possible(rules.broad[index], avoid=rules.every & ~(1 << index))
 
 
 # -- bodies that hold credentials ------------------------------------------------------------------------------------
@@ -251,7 +289,7 @@ def body_findings(rules: Rules, place: Place, written: int) -> Iterator[Finding]
     """Which rules write bodies to the log that must not be there, one finding per kind: the first rule that does."""
     for sensitive in SENSITIVE:
         for index in range(written):
-            level = rules.outcome(index).level
+            level = rules.outcomes[index].level
             if level < Level.REQUEST:
                 continue
             verbs = sensitive.sent if level is Level.REQUEST else sensitive.answered
@@ -292,7 +330,7 @@ _CIS_FIX = "put rules of level Metadata for it first; preset CIS has them"
 def cis_findings(rules: Rules, place: Place) -> Iterator[Finding]:
     """Items of the benchmark that are not recorded, for anybody but components of the cluster, whose noise may go."""
     for index in range(len(rules.rules)):
-        if rules.outcome(index) != NOTHING or _only_components(rules.rules[index]):
+        if rules.outcomes[index] != NOTHING or _only_components(rules.rules[index]):
             continue
         dropped = [
             item
@@ -337,9 +375,8 @@ def _is_component(user: str) -> bool:
 _BLOCKING_STRICT = "blocking-strict"
 
 
-def stage_findings(rules: Rules, place: Place, written: int, modes: Collection[str] | None) -> Iterator[Finding]:
+def stage_findings(policy: Policy, place: Place, written: int, modes: Collection[str] | None) -> Iterator[Finding]:
     """Findings on omitStages and omitManagedFields. ``modes``: of the API servers' backends, None if nobody said."""
-    policy = rules.policy
     yield from _omitted(policy.omit_stages, place.at("omitStages"))
     for index, rule in enumerate(policy.rules[:written]):
         at = place.at("rules", index)

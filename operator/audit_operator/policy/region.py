@@ -5,9 +5,10 @@ request, ``covers`` is never claimed wrongly. Both are exact but for two lists o
 request has many groups, so "in A and in B" is no list of groups) and for the item ``*/*``.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from functools import lru_cache
-from itertools import product
+from bisect import bisect_left
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache, reduce
+from itertools import islice, product
 from typing import Final, NamedTuple, Self, TypeVar
 
 import msgspec
@@ -85,8 +86,8 @@ class Region(msgspec.Struct, frozen=True):
             user_groups=_values(rule.user_groups),
             verbs=_values(rule.verbs),
             namespaces=_values(rule.namespaces),
-            atoms=frozenset(_reduced(_atoms(resources), _atom_covers)) if resources else None,
-            paths=frozenset(_reduced(rule.non_resource_urls, path_covers))
+            atoms=_reduced_atoms(_atoms(resources)) if resources else None,
+            paths=_reduced_paths(rule.non_resource_urls)
             if scope == NON_RESOURCE and "*" not in rule.non_resource_urls
             else None,
         )
@@ -106,8 +107,7 @@ class Region(msgspec.Struct, frozen=True):
             atoms = _both_atoms(self.atoms, other.atoms)
         paths = self.paths if other.paths is None else other.paths
         if self.paths is not None and other.paths is not None:
-            pairs_of_paths = (_path_and(mine, theirs) for mine, theirs in product(self.paths, other.paths))
-            paths = frozenset(_reduced((path for path in pairs_of_paths if path is not None), path_covers))
+            paths = _both_paths(self.paths, other.paths)
         if _nothing(atoms) or _nothing(paths):
             return None
         return type(self)(
@@ -137,8 +137,8 @@ def normal(region: Region) -> Region:
     """The same region without atoms and paths that another one covers: equal regions are equal values."""
     return msgspec.structs.replace(
         region,
-        atoms=None if region.atoms is None else frozenset(_reduced(region.atoms, _atom_covers)),
-        paths=None if region.paths is None else frozenset(_reduced(region.paths, path_covers)),
+        atoms=None if region.atoms is None else _reduced_atoms(region.atoms),
+        paths=None if region.paths is None else _reduced_paths(region.paths),
     )
 
 
@@ -182,16 +182,27 @@ def shared_atoms(mine: Iterable[Atom], theirs: Iterable[Atom]) -> list[Atom]:
     return [both for one, other in product(mine, theirs) if (both := _atom_and(one, other)) is not None]
 
 
+MOST_PAIRS: Final = 1 << 18
+"""Pairs of patterns that are looked at to say what two rules share; above it the answer is too much instead."""
+
+
 @lru_cache(maxsize=1 << 14)
 def _both_atoms(mine: frozenset[Atom], theirs: frozenset[Atom]) -> frozenset[Atom]:
-    if mine == theirs:
+    if mine == theirs or len(mine) * len(theirs) > MOST_PAIRS:
         return mine
     pairs = shared_atoms(mine, theirs)
     # Only "*/*" (a common mistake) speaks of a resource or subresource that is literally "*", and a part of it cannot
     # be written as a rule. Then all of mine is the answer: too much, never too little, and still inside this region.
     if any("*" in (atom.resource, atom.subresource) for atom in pairs):
         return mine
-    return frozenset(_reduced(pairs, _atom_covers))
+    return _reduced_atoms(pairs)
+
+
+def _both_paths(mine: frozenset[str], theirs: frozenset[str]) -> frozenset[str]:
+    if mine == theirs or len(mine) * len(theirs) > MOST_PAIRS:
+        return mine
+    shared = (_path_and(one, other) for one, other in product(mine, theirs))
+    return _reduced_paths(path for path in shared if path is not None)
 
 
 def _superset(mine: Values, theirs: Values) -> bool:
@@ -204,12 +215,33 @@ def _all_covered(mine: frozenset[T] | None, theirs: frozenset[T] | None, covers:
     return mine >= theirs or all(any(covers(big, small) for big in mine) for small in theirs)
 
 
-def _reduced(patterns: Iterable[T], covers: Callable[[T, T], bool]) -> list[T]:
+def _reduced_atoms(atoms: Iterable[Atom]) -> frozenset[Atom]:
     """Without the patterns that another one covers: equal regions get equal values."""
-    distinct = list(dict.fromkeys(patterns))
+    distinct = frozenset(atoms)
     if len(distinct) == 1:
         return distinct
-    return [one for one in distinct if not any(other != one and covers(other, one) for other in distinct)]
+    return frozenset(atom for atom in distinct if not any(wider in distinct for wider in _wider_atoms(atom)))
+
+
+def _wider_atoms(atom: Atom) -> Iterator[Atom]:
+    """The patterns that cover this one, without itself."""
+    wider = product(*((None,) if value is None else (value, None) for value in atom))
+    return (Atom(*values) for values in wider if values != atom)
+
+
+def _reduced_paths(paths: Iterable[str]) -> frozenset[str]:
+    """Without the patterns that another one covers."""
+    distinct = frozenset(paths)
+    if len(distinct) == 1 or "*" in distinct:
+        return distinct if "*" not in distinct else frozenset("*")
+    prefixes = {path.rstrip("*"): path for path in sorted(distinct) if path.endswith("*")}
+    return frozenset(path for path in distinct if _shortest_cover(path, prefixes) in (None, path))
+
+
+def _shortest_cover(path: str, prefixes: Mapping[str, str]) -> str | None:
+    """The pattern with the shortest prefix that covers the path."""
+    stem = path.rstrip("*")
+    return next((prefixes[stem[:end]] for end in range(len(stem) + 1) if stem[:end] in prefixes), None)
 
 
 def _atoms(entries: Iterable[GroupResources]) -> Iterator[Atom]:
@@ -304,6 +336,32 @@ class RegionIndex:
             meets &= path_meets
         return meets, covers & resource_covers & path_covers
 
+    # Per field, the regions that hold a value of it, whatever their other fields; the regions of a request are the AND.
+
+    def with_user(self, user: str | None) -> int:
+        """Without a user nobody is named, and no group."""
+        return self._users.holding(user)
+
+    def with_groups(self, groups: Iterable[str]) -> int:
+        """Any of the groups will do."""
+        return reduce(int.__or__, map(self._user_groups.holding, groups), self._user_groups.holding(None))
+
+    def with_verb(self, verb: str) -> int:
+        """Verbs."""
+        return self._verbs.holding(verb)
+
+    def with_namespace(self, namespace: str) -> int:
+        """Regions of resource requests; ``""`` is a request without namespace."""
+        return self._scopes[RESOURCE][0] & self._namespaces.holding(namespace)
+
+    def with_resource(self, group: str, resource: str, subresource: str, name: str) -> int:
+        """Regions of resource requests."""
+        return self._scopes[RESOURCE][0] & self._atoms.holding(Atom(group, resource, subresource, name))
+
+    def with_path(self, path: str) -> int:
+        """Regions of other requests."""
+        return self._scopes[NON_RESOURCE][0] & self._paths.holding(path)
+
 
 def _mask(indices: Iterable[int]) -> int:
     """The integer with these bits set; linear in its length, unlike setting them one by one."""
@@ -345,6 +403,10 @@ class _ValueIndex:
             self._memo[values] = meets | self._any, covers | self._any
         return self._memo[values]
 
+    def holding(self, value: str | None) -> int:
+        """The regions that take the value; None is none that anybody names."""
+        return self._any if value is None else self._named.get(value, 0) | self._any
+
     def relations_of_groups(self, groups: Values) -> tuple[int, int]:
         """Any two lists of groups meet: a user can be in both."""
         return self._all, self.relations(groups)[1]
@@ -369,6 +431,7 @@ class _AtomIndex:
             for tokens in product(*(((value, 0), (value, 1)) for value in atom)):
                 key = tuple(_ALL if wide else value for value, wide in tokens)
                 self._buckets.setdefault(key, []).append(atom)
+        self._masks: dict[Atom, int] = {}
         self._memo: dict[frozenset[Atom], tuple[int, int]] = {}
         self._atom_memo: dict[Atom, tuple[int, int]] = {}
 
@@ -384,6 +447,18 @@ class _AtomIndex:
             self._memo[atoms] = meets | self._any, covers | self._any
         return self._memo[atoms]
 
+    def holding(self, point: Atom) -> int:
+        """The regions that hold this one object."""
+        patterns = (Atom(*values) for values in product(*((value, None) for value in point)))
+        return reduce(
+            int.__or__, (self._mask_of(pattern) for pattern in patterns if pattern in self._positions), self._any
+        )
+
+    def _mask_of(self, atom: Atom) -> int:
+        if atom not in self._masks:
+            self._masks[atom] = _mask(self._positions[atom])
+        return self._masks[atom]
+
     def _relations_of_atom(self, atom: Atom) -> tuple[int, int]:
         if atom not in self._atom_memo:
             meeting = [(_ALL,) if value is None else (value, None) for value in atom]
@@ -397,7 +472,7 @@ class _AtomIndex:
 
 
 class _PathIndex:
-    """The nonResourceURLs over all regions: few distinct ones, compared one by one and remembered."""
+    """The nonResourceURLs over all regions, by their prefixes."""
 
     def __init__(self, fields: Sequence[Values]) -> None:
         self._all = (1 << len(fields)) - 1
@@ -406,8 +481,34 @@ class _PathIndex:
         for i, paths in enumerate(fields):
             for path in paths or ():
                 positions.setdefault(path, []).append(i)
-        self._masks = {path: _mask(where) for path, where in positions.items()}
+        self._exact = {path: _mask(where) for path, where in positions.items() if not path.endswith("*")}
+        self._prefixes: dict[str, int] = {}
+        for path, where in positions.items():
+            if path.endswith("*"):
+                stem = path.rstrip("*")
+                self._prefixes[stem] = self._prefixes.get(stem, 0) | _mask(where)
+        # What begins with a prefix stands together.
+        self._stems = sorted({path.rstrip("*") for path in positions})
         self._memo: dict[frozenset[str], tuple[int, int]] = {}
+
+    def holding(self, path: str) -> int:
+        """The regions that match this one path."""
+        return self._any | self._exact.get(path, 0) | self._covering(path)
+
+    def _covering(self, stem: str) -> int:
+        """The patterns whose prefix this begins with."""
+        prefixes = self._prefixes
+        found = (prefixes[stem[:end]] for end in range(len(stem) + 1) if stem[:end] in prefixes)
+        return reduce(int.__or__, found, 0)
+
+    def _inside(self, stem: str) -> int:
+        """The paths and patterns that begin with this prefix."""
+        found = 0
+        for other in islice(self._stems, bisect_left(self._stems, stem), None):
+            if not other.startswith(stem):
+                break
+            found |= self._exact.get(other, 0) | self._prefixes.get(other, 0)
+        return found
 
     def relations(self, paths: Values) -> tuple[int, int]:
         if paths is None:
@@ -415,13 +516,13 @@ class _PathIndex:
         if paths not in self._memo:
             meets, covers = 0, self._all
             for path in paths:
-                covered_by = 0
-                for spec, mask in self._masks.items():
-                    if path_covers(spec, path):
-                        covered_by |= mask
-                    elif path_covers(path, spec):
-                        meets |= mask
-                meets |= covered_by
-                covers &= covered_by
+                stem = path.rstrip("*")
+                covering = self._covering(stem)
+                if path.endswith("*"):
+                    meets |= self._inside(stem) | covering
+                else:
+                    covering |= self._exact.get(path, 0)
+                    meets |= covering
+                covers &= covering
             self._memo[paths] = meets | self._any, covers | self._any
         return self._memo[paths]

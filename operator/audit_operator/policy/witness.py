@@ -11,20 +11,15 @@ from itertools import product
 
 import msgspec
 
-from audit_operator.policy.evaluate import (
-    bits,
-    groups_match,
-    namespace_matches,
-    non_resource_matches,
-    resource_matches,
-    rule_matches,
-    user_matches,
-    verb_matches,
-)
+from audit_operator.policy.evaluate import namespace_matches, rule_matches
 from audit_operator.policy.model import Request, Rule
-from audit_operator.policy.region import NON_RESOURCE, RESOURCE, Atom, Region, shared_atoms
+from audit_operator.policy.region import MOST_PAIRS, NON_RESOURCE, RESOURCE, Atom, Region, RegionIndex, shared_atoms
 
 _LIMIT = 20_000
+_SEARCH = 10
+"""What a search costs before its first combination, in combinations."""
+_COMPARED = 64
+"""Values of a field that are compared with one another; among more, that costs more than it saves."""
 _FRESH = "witness"
 
 # What a found request is made of where the rules leave it open, the best known first.
@@ -48,34 +43,151 @@ def find(must: Sequence[Rule], avoid: Sequence[Rule], *, limit: int = _LIMIT) ->
         Unknown: there may be one, but ``limit`` combinations were not enough to tell.
 
     """
-    plain = [_without_selector(rule) for rule in must]
-    budget = [limit]
-    for region in _common(must):
+    for rule in avoid:
+        namespace_matches(rule, "")  # refuses an unresolved namespaceSelector
+    return Finder(avoid).find(must, -1, limit=limit)
+
+
+class Finder:
+    """Rules to be avoided, made ready for many searches. A set of them is given as the bits of an integer.
+
+    Args:
+        rules: rule i is bit i. None is a gap, and so is a rule with a namespaceSelector: nothing need avoid them.
+        budget: combinations tried in all searches together; after them every search ends in Unknown.
+
+    """
+
+    def __init__(self, rules: Sequence[Rule | None], *, budget: int | None = None) -> None:
+        regions = [None if rule is None or rule.namespace_selector else Region.of(rule) for rule in rules]
+        self._index = RegionIndex(regions)
+        self._left = budget
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the budget is spent."""
+        return self._left is not None and self._left <= 0
+
+    def relations(self, region: Region) -> tuple[int, int]:
+        """(rules that may match a request of the region, rules that match all of them)."""
+        return self._index.relations(region)
+
+    def find(self, must: Sequence[Rule], avoid: int, *, limit: int = _LIMIT, familiar: bool = True) -> Request | None:
+        """As the function of this name; ``avoid``: which of the rules, -1 is all.
+
+        ``familiar`` False: nobody will read the request, so it need not look like one that people know.
+        """
+        if self._left is not None:
+            limit = min(limit, self._left)
+        budget = _Budget(limit)
+        try:
+            plain = [_without_selector(rule) for rule in must]
+            found = self._find(plain, _common(must, budget), avoid, budget)
+            return self._familiar(found, plain, avoid) if familiar and found is not None else found
+        finally:
+            if self._left is not None:
+                self._left -= budget.spent
+
+    def _find(self, must: Sequence[Rule], region: Region | None, avoid: int, budget: "_Budget") -> Request | None:
+        if region is None:
+            return None
+        meets, covers = self._index.relations(region)
+        if covers & avoid:
+            return None
         for scope in (RESOURCE, NON_RESOURCE):
             if region.scope & scope:
-                found = _search(_fields(region, plain, avoid, scope), plain, avoid, budget)
+                fields = _fields(region, must, self._index, meets & avoid, scope=scope, budget=budget)
+                found = _search(fields, must, meets & avoid, budget)
                 if found is not None:
-                    return _familiar(found, plain, avoid)
-    return None
+                    return found
+        return None
+
+    def _matching(self, request: Request) -> int:
+        """The rules that match the request."""
+        index = self._index
+        groups = request.groups if request.user is not None else ()
+        matching = index.with_user(request.user) & index.with_groups(groups) & index.with_verb(request.verb)
+        if not request.is_resource:
+            return matching & index.with_path(request.path)
+        resource = index.with_resource(request.api_group, request.resource, request.subresource, request.name)
+        return matching & index.with_namespace(request.namespace) & resource
+
+    def _familiar(self, found: Request, must: Sequence[Rule], avoid: int) -> Request:
+        """The same proof with values people know, where any would do."""
+
+        def proves(request: Request) -> bool:
+            return not self._matching(request) & avoid and all(rule_matches(rule, request) for rule in must)
+
+        tries: list[Iterable[Change]] = []
+        if found.user == _FRESH:
+            tries.append([{"user": user} for user in _USERS])
+        if found.is_resource:
+            kinds: list[Change] = [{"api_group": group, "resource": resource} for group, resource in _RESOURCES]
+            tries += [
+                [{"subresource": ""}] if found.subresource == _FRESH else (),
+                kinds if _FRESH in (found.api_group, found.resource) else (),
+                [{"namespace": namespace} for namespace in _NAMESPACES] if found.namespace == _FRESH else (),
+                [{"verb": verb} for verb in _VERBS] if found.verb == _FRESH else (),
+                [{"name": name} for name in ("", "example")] if found.name == _FRESH else (),
+            ]
+        else:
+            tries += [
+                [{"path": path} for path in _PATHS] if found.path.endswith(_FRESH) else (),
+                [{"verb": verb} for verb in ("get", "post")] if found.verb == _FRESH else (),
+            ]
+        for changes in tries:
+            for change in changes:
+                candidate = msgspec.structs.replace(found, **change)
+                if proves(candidate):
+                    found = candidate
+                    break
+        return found
+
+
+class _Budget:
+    """Combinations that may still be tried."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._tried = 0
+        self._charged = 0
+
+    @property
+    def spent(self) -> int:
+        """What the search cost."""
+        return _SEARCH + self._tried + self._charged
+
+    def spend(self) -> None:
+        """One of them. Raises Unknown."""
+        self._tried += 1
+        if self._tried > self._limit:
+            raise Unknown("no answer within the limit")
+
+    def charge(self, number: int) -> None:
+        """Work that takes as long as so many, and does not count against the limit of one search."""
+        self._charged += number
 
 
 def _without_selector(rule: Rule) -> Rule:
     return msgspec.structs.replace(rule, namespace_selector=None) if rule.namespace_selector is not None else rule
 
 
-def _common(must: Sequence[Rule]) -> list[Region]:
+def _common(must: Sequence[Rule], budget: "_Budget") -> Region | None:
     """The region that all share, without userGroups: lists of groups that only overlap have no region."""
     common = Region()
     for rule in must:
         region = msgspec.structs.replace(Region.of(rule), user_groups=None)
         both = common & region
         if both is None:
-            return []
+            return None
         if common.atoms is not None and region.atoms is not None:
+            pairs = len(common.atoms) * len(region.atoms)
+            if pairs > MOST_PAIRS:
+                raise Unknown("too many resources to look at")
+            budget.charge(pairs)
             # Exactly, where a region is generous: what is tried here is judged by the rules themselves.
             both = msgspec.structs.replace(both, atoms=frozenset(shared_atoms(common.atoms, region.atoms)))
         common = both
-    return [common]
+    return common
 
 
 Change = dict[str, object]
@@ -87,52 +199,41 @@ class _Field(msgspec.Struct, frozen=True):
     values: tuple[tuple[int, Change], ...]
 
 
-def _fields(region: Region, must: Sequence[Rule], avoid: Sequence[Rule], scope: int) -> list[_Field]:
-    resource = scope == RESOURCE
-    base = Request(user=_FRESH, verb=_FRESH, is_resource=resource)
-
-    def field(changes: Iterable[Change], accepts: Callable[[Rule, Request], bool]) -> _Field:
+def _fields(
+    region: Region, must: Sequence[Rule], index: RegionIndex, avoid: int, *, scope: int, budget: _Budget
+) -> list[_Field]:
+    def field(options: Iterable[tuple[Change, int]]) -> _Field:
         tried: dict[int, Change] = {}
-        for change in changes:
-            request = msgspec.structs.replace(base, **change)
-            tried.setdefault(bits(accepts(rule, request) for rule in avoid), change)
+        for change, accepting in options:
+            if tried:
+                budget.spend()
+            tried.setdefault(accepting & avoid, change)
         # A value whose rules are a superset of another's can never do better.
-        least = [mask for mask in tried if not any(other & ~mask == 0 and other != mask for other in tried)]
+        least = (
+            [mask for mask in tried if not any(other & ~mask == 0 and other != mask for other in tried)]
+            if len(tried) <= _COMPARED
+            else tried
+        )
         return _Field(tuple((mask, tried[mask]) for mask in sorted(least, key=int.bit_count)))
 
-    def options(values: frozenset[str] | None) -> list[str]:
-        return [_FRESH] if values is None else sorted(values)
+    def values(name: str, wanted: frozenset[str] | None, accepting: Callable[[str], int]) -> _Field:
+        return field(({name: value}, accepting(value)) for value in ([_FRESH] if wanted is None else sorted(wanted)))
 
     fields = [
-        field(
-            ({"user": user} for user in options(region.users)), lambda rule, request: user_matches(rule, request.user)
-        ),
-        field(({"groups": groups} for groups in _groups(must)), groups_match),
-        field(
-            ({"verb": verb} for verb in options(region.verbs)), lambda rule, request: verb_matches(rule, request.verb)
-        ),
+        values("user", region.users, index.with_user),
+        field(({"groups": groups}, index.with_groups(groups)) for groups in _groups(must)),
+        values("verb", region.verbs, index.with_verb),
     ]
-    if not resource:
-        paths = (
-            "/" + _FRESH if path == "*" else path.rstrip("*") + _FRESH * path.endswith("*")
-            for path in region.paths or ("*",)
-        )
-        return [
-            *fields,
-            field(
-                ({"path": path} for path in sorted(paths)),
-                lambda rule, request: non_resource_matches(rule, request.path),
-            ),
-        ]
+    if scope == NON_RESOURCE:
+        patterns = region.paths or ("*",)
+        paths = {"/" + _FRESH if path == "*" else path.rstrip("*") + _FRESH * path.endswith("*") for path in patterns}
+        return [*fields, values("path", frozenset(paths), index.with_path)]
+    atoms = sorted(region.atoms or (Atom(None, None, None),), key=repr)
+    points = (tuple(_FRESH if part is None else part for part in atom) for atom in atoms)
     return [
         *fields,
-        field(
-            ({"namespace": namespace} for namespace in options(region.namespaces)),
-            lambda rule, request: namespace_matches(rule, request.namespace),
-        ),
-        field(
-            (_of_atom(atom) for atom in sorted(region.atoms or (Atom(None, None, None),), key=repr)), resource_matches
-        ),
+        values("namespace", region.namespaces, index.with_namespace),
+        field((_of_point(*point), index.with_resource(*point)) for point in points),
     ]
 
 
@@ -143,26 +244,22 @@ def _groups(must: Sequence[Rule]) -> Iterator[tuple[str, ...]]:
         yield tuple(sorted(set(choice)))
 
 
-def _of_atom(atom: Atom) -> Change:
-    group, resource, subresource, name = (_FRESH if part is None else part for part in atom)
+def _of_point(group: str, resource: str, subresource: str, name: str) -> Change:
     return {"api_group": group, "resource": resource, "subresource": subresource, "name": name}
 
 
-def _search(fields: Sequence[_Field], must: Sequence[Rule], avoid: Sequence[Rule], budget: list[int]) -> Request | None:
+def _search(fields: Sequence[_Field], must: Sequence[Rule], avoid: int, budget: _Budget) -> Request | None:
     """Depth first; ``standing`` are the rules to avoid that still accept all that was chosen."""
     # The field that escapes the most rules first: it prunes the most.
     ordered = sorted(fields, key=lambda field: min((mask.bit_count() for mask, _ in field.values), default=0))
-    everything = (1 << len(avoid)) - 1
     # What the remaining fields can escape at best; if that is not enough, no choice of them is.
-    floors = [everything]
+    floors = [avoid]
     for field in reversed(ordered):
-        floors.append(floors[-1] & reduce(int.__and__, (mask for mask, _ in field.values), everything))
+        floors.append(floors[-1] & reduce(int.__and__, (mask for mask, _ in field.values), avoid))
     floors.reverse()
 
     def choose(depth: int, standing: int, chosen: Change) -> Request | None:
-        budget[0] -= 1
-        if budget[0] < 0:
-            raise Unknown(f"no answer after {_LIMIT} combinations")
+        budget.spend()
         if standing & floors[depth]:
             return None
         if depth == len(ordered):
@@ -175,38 +272,4 @@ def _search(fields: Sequence[_Field], must: Sequence[Rule], avoid: Sequence[Rule
                 return found
         return None
 
-    return choose(0, everything, {})
-
-
-def _familiar(found: Request, must: Sequence[Rule], avoid: Sequence[Rule]) -> Request:
-    """The same proof with values people know, where any would do."""
-
-    def proves(request: Request) -> bool:
-        return all(rule_matches(rule, request) for rule in must) and not any(
-            rule_matches(rule, request) for rule in avoid
-        )
-
-    tries: list[Iterable[Change]] = []
-    if found.user == _FRESH:
-        tries.append([{"user": user} for user in _USERS])
-    if found.is_resource:
-        kinds: list[Change] = [{"api_group": group, "resource": resource} for group, resource in _RESOURCES]
-        tries += [
-            [{"subresource": ""}] if found.subresource == _FRESH else (),
-            kinds if _FRESH in (found.api_group, found.resource) else (),
-            [{"namespace": namespace} for namespace in _NAMESPACES] if found.namespace == _FRESH else (),
-            [{"verb": verb} for verb in _VERBS] if found.verb == _FRESH else (),
-            [{"name": name} for name in ("", "example")] if found.name == _FRESH else (),
-        ]
-    else:
-        tries += [
-            [{"path": path} for path in _PATHS] if found.path.endswith(_FRESH) else (),
-            [{"verb": verb} for verb in ("get", "post")] if found.verb == _FRESH else (),
-        ]
-    for changes in tries:
-        for change in changes:
-            candidate = msgspec.structs.replace(found, **change)
-            if proves(candidate):
-                found = candidate
-                break
-    return found
+    return choose(0, avoid, {})
