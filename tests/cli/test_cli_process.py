@@ -1,6 +1,7 @@
 """The command line as a process: exit codes, pipes, signals, and never a traceback."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -133,7 +134,19 @@ def test_every_command_has_help_with_examples() -> None:
     for command in app.registered_commands:
         name = command.name or getattr(command.callback, "__name__", "")
         text = call(name, "--help").out
-        assert f"  audit-operator {name}" in text.split("Examples:")[1]
+        examples = text.split("Examples:\n")[1].replace("\\\n", "").splitlines()
+        assert examples
+        for example in examples:
+            # What can be copied runs: the program's name is on every line, behind a pipe too.
+            assert f"audit-operator {name}" in example.removeprefix("    ").replace("git show main:policy.yaml | ", "")
+
+
+def test_help_fits_a_terminal_of_80_columns() -> None:
+    names = [command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands]
+    for arguments in ([], *([name] for name in names)):
+        text = on_terminal(*arguments, "--help", COLUMNS="80").out
+        assert [line for line in text.splitlines() if len(line) > 80 or "list[" in line] == []
+        assert not re.search(r"\.\.\.$", text.split("Commands:")[-1] if not arguments else "", re.MULTILINE)
 
 
 # --- anything at all as input ----------------------------------------------------------------------------------------

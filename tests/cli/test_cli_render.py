@@ -148,6 +148,74 @@ def test_version_root_namespace_and_image_reach_the_result() -> None:
     assert call("render", "-f", CLUSTER, "--server-version", "1.30").code in (0, 1)
 
 
+BACKEND = """\
+---
+apiVersion: audit-operator.dev/v1alpha1
+kind: AuditBackend
+metadata: {name: default}
+spec: {clusterName: c, receiver: {exposure: EXPOSURE}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("exposure", "address", "url"),
+    [
+        ("{clusterIP: {}}", "10.96.0.5", "https://10.96.0.5:8443/audit"),
+        ("{clusterIP: {}}", "fd00::5", "https://[fd00::5]:8443/audit"),
+        ("{nodePort: {addresses: [10.0.0.1]}}", "31443", "https://10.0.0.1:31443/audit"),
+        ("{loadBalancer: {}}", "lb.example.com", "https://lb.example.com:8443/audit"),
+        ("{clusterIP: {}}", "8443", ""),
+        ("{clusterIP: {}}", "lb.example.com", ""),
+        ("{clusterIP: {clusterIP: 10.96.0.4}}", "10.96.0.5", ""),
+        ("{nodePort: {addresses: [10.0.0.1], port: 31444}}", "31443", ""),
+        ("{loadBalancer: {address: lb.example.com}}", "10.0.0.1", ""),
+        ("{external: {host: audit.example.com}}", "10.0.0.1", ""),
+    ],
+)
+def test_the_address_that_the_cluster_gave_is_used_or_refused(
+    tmp_path: Path, exposure: str, address: str, url: str
+) -> None:
+    path = write(tmp_path / "all.yaml", POLICY_DOC + BACKEND.replace("EXPOSURE", exposure))
+    result = call("render", "-f", path, "--receiver-address", address, "-o", "json")
+    if url:
+        kubeconfig = yaml.safe_load(json.loads(result.out)["files"]["apiserver/webhook.kubeconfig"])
+        assert kubeconfig["clusters"][0]["cluster"]["server"] == url
+    else:
+        assert result.code == 2
+        assert result.err.startswith(f"error: --receiver-address: {address} is not used: spec.receiver.exposure of ")
+
+
+@pytest.mark.parametrize("address", ["0", "65536", "a b", "https://10.0.0.1", "10.0.0.1/24", "-x", "a\nb"])
+def test_what_is_no_address_is_bad_usage(address: str) -> None:
+    assert call("render", "-f", CLUSTER, f"--receiver-address={address}").code == 2
+
+
+def test_the_policy_in_force_stays_until_more_is_needed(tmp_path: Path) -> None:
+    wide, narrow, other = (
+        write(tmp_path / f"{name}.yaml", POLICY_DOC.replace("{preset: CIS}", spec))
+        for name, spec in (("w", "{preset: AllBodies}"), ("n", "{preset: Metadata}"), ("o", "{preset: Minimal}"))
+    )
+    call("render", "-f", wide, "-o", tmp_path / "out")
+    in_force = tmp_path / "out/apiserver/policy.yaml"
+    text = in_force.read_text(encoding="utf-8")
+    kept = call("render", "-f", narrow, "--policy-in-force", in_force, "-o", "json")
+    answer = json.loads(kept.out)
+    assert answer["files"]["apiserver/policy.yaml"] == text
+    assert any("keep the policy they run" in notice for notice in answer["notices"])
+    assert json.loads(call("render", "-f", narrow, "-o", "json").out)["files"]["apiserver/policy.yaml"] != text
+    call("render", "-f", other, "-o", tmp_path / "less")
+    widened = call("render", "-f", wide, "--policy-in-force", tmp_path / "less/apiserver/policy.yaml", "-o", "json")
+    assert json.loads(widened.out)["files"]["apiserver/policy.yaml"] == text
+
+
+def test_a_policy_in_force_that_is_no_policy_file_is_refused(tmp_path: Path) -> None:
+    rejected = write(tmp_path / "rejected.yaml", POLICY.replace("Metadata", "metadata"))
+    for file in (CLUSTER, rejected, tmp_path / "missing.yaml"):
+        result = call("render", "-f", CLUSTER, "--policy-in-force", file)
+        assert result.code == 2
+        assert str(file) in result.err
+
+
 def test_policies_that_name_sinks_render_while_the_webhook_is_off(tmp_path: Path) -> None:
     text = CLUSTER.read_text(encoding="utf-8").replace("webhook:\n", "webhook:\n    enabled: false\n")
     wish = "rules:\n  - level: Request\n    resources: [{group: apps}]\n"

@@ -3,10 +3,11 @@
 import enum
 import re
 import sys
+from functools import partial
 from typing import Annotated, Any, Final
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 from audit_operator import __version__
 from audit_operator.cli.errors import BROKEN_PIPE, FINDINGS, INTERRUPTED, OK, TROUBLE, CliError
@@ -32,6 +33,16 @@ class Commands(TyperGroup):
             what = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}")[:300]
             fail(f"this is a bug in audit-operator: {what}; `audit-operator --debug …` shows where")
         raise typer.Exit(TROUBLE)
+
+
+class Command(TyperCommand):
+    """A command whose help does not say of file names that they are a ``list[str]``."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        for parameter in self.params:
+            if isinstance(parameter, TyperArgument):
+                parameter.display_type_rich = lambda ctx: None  # type: ignore[method-assign]  # noqa: ARG005
 
 
 app = typer.Typer(
@@ -91,6 +102,17 @@ def version(text: str) -> tuple[int, int]:
     return found
 
 
+def address(text: str) -> str:
+    """An IP address, a DNS name or a port; empty if it is not given. Raises typer.BadParameter."""
+    if not text:
+        return text
+    if text.isdecimal() and not 0 < int(text[:6]) < 65536:
+        raise typer.BadParameter(f"{text!r} is no port; ports are 1 to 65535")
+    if not re.fullmatch(r"[0-9A-Za-z]([0-9A-Za-z.-]{0,251}[0-9A-Za-z])?|[0-9A-Fa-f:.]*::?[0-9A-Fa-f:.]*", text):
+        raise typer.BadParameter(f"{text!r} is no address; write an IP address, a DNS name or a port, and nothing else")
+    return text
+
+
 OLDEST: Final = (1, 28)
 NEWEST_TEXT: Final = "1.36"
 """audit_operator.policy.load.NEWEST, which `--help` need not load."""
@@ -145,19 +167,22 @@ def show_version() -> None:
     raise typer.Exit(OK)
 
 
+command = partial(app.command, cls=Command)
+
+
 # --- commands --------------------------------------------------------------------------------------------------------
 
 
-def examples(*lines: str) -> str:
-    """Examples below a command's help, each line as it is."""
-    commands = (line if "audit-operator" in line else f"audit-operator {line}" for line in lines)
-    return "\b\nExamples:\n" + "\n".join(f"  {command}" for command in commands)
+def examples(*commands: str) -> str:
+    """Examples below a command's help, each line as it is: a shell takes them whole, a terminal of 80 columns too."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for command in commands for line in command.splitlines())
 
 
-@app.command(
+@command(
     epilog=examples(
-        "render -f examples/namespaces.yaml -f examples/platform -f examples/tenants -o out",
-        "render -f policies/ -f namespaces.yaml --kubernetes-version 1.34 -o out",
+        "audit-operator render -f examples/namespaces.yaml -f examples/platform \\\n    -f examples/tenants -o out",
+        "audit-operator render -f policies/ --kubernetes-version 1.34 -o out",
+        "audit-operator render -f policies/ -o out \\\n    --policy-in-force out/apiserver/policy.yaml",
         "kustomize build . | audit-operator render -f - -o json",
     )
 )
@@ -176,6 +201,23 @@ def render(
     server: Server = NEWEST_TEXT,
     root_namespace: RootNamespace = "audit-system",
     image: Annotated[str, typer.Option(metavar="IMAGE", help="Image of the receiver, if not this version's own.")] = "",
+    receiver_address: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS|PORT",
+            parser=address,
+            help="What the cluster gave the receiver's Service, if the AuditBackend leaves it open: its IP address, "
+            "its node port, or its load balancer's address.",
+        ),
+    ] = "",
+    policy_in_force: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE",
+            help="Policy file that API servers run now. It stays as long as it records all that is needed: narrowing "
+            "it alone is not worth restarting them.",
+        ),
+    ] = "",
 ) -> None:
     """Write all that follows from the resources.
 
@@ -189,7 +231,9 @@ def render(
     from audit_operator.cli.output import JSON, print_json, write_folder
     from audit_operator.cli.policies import Setting
 
-    plan, problems, notices = command.load(filename, Setting(server, root_namespace, image))
+    setting = Setting(server, root_namespace, image, receiver_address)
+    in_force = command.policy_in_force(policy_in_force, setting)
+    plan, problems, notices = command.load(filename, setting._replace(in_force=in_force))
     if output == JSON:
         print_json(command.as_object(plan, problems, notices))
     elif output:
@@ -201,17 +245,17 @@ def render(
     raise typer.Exit(FINDINGS if problems else OK)
 
 
-@app.command(
+@command(
     epilog=examples(
-        "lint /etc/kubernetes/audit/policy.yaml",
-        "lint -f policies/ --fail-on warning -o json",
-        "lint --kubernetes-version 1.33 policy.yaml",
+        "audit-operator lint /etc/kubernetes/audit/policy.yaml",
+        "audit-operator lint -f policies/ --fail-on warning -o json",
+        "audit-operator lint --kubernetes-version 1.33 policy.yaml",
     )
 )
 def lint(
     *,
     files: Annotated[
-        list[str] | None, typer.Argument(metavar="[FILE|DIR|-]...", help="What to judge.", show_default=False)
+        list[str] | None, typer.Argument(metavar="FILE|DIR|-", help="What to judge.", show_default=False)
     ] = None,
     filename: Annotated[
         list[str] | None, typer.Option("-f", "--filename", metavar="FILE|DIR|-", help="The same as FILE.")
@@ -258,12 +302,14 @@ def lint(
     raise typer.Exit(command.exit_code(found, fail_on))
 
 
-@app.command(
+@command(
     epilog=examples(
-        "explain -f policies/ --user alice --verb get --resource secrets --namespace team-a --name db",
-        "explain -f policy.yaml --user alice --group developers --verb create --resource pods/exec --namespace prod",
-        "explain -f policy.yaml --verb get --path /healthz",
-        "explain -f policy.yaml --requests requests.jsonl -o json",
+        "audit-operator explain -f policies/ --user alice --verb get \\\n"
+        "    --resource secrets --namespace team-a --name db",
+        "audit-operator explain -f policy.yaml --user alice --group developers \\\n"
+        "    --verb create --resource pods/exec --namespace prod",
+        "audit-operator explain -f policy.yaml --verb get --path /healthz",
+        "audit-operator explain -f policy.yaml --requests requests.jsonl -o json",
     )
 )
 def explain(
@@ -273,8 +319,7 @@ def explain(
         str,
         typer.Option(
             metavar="FILE|-",
-            help='Requests as JSON lines, such as {"user":"alice","groups":[],"verb":"get","resource":"pods"}: every '
-            "line is answered by one.",
+            help="Requests as JSON lines with user, groups, verb and resource or path: every line is answered by one.",
         ),
     ] = "",
     user: Annotated[
@@ -331,10 +376,10 @@ def explain(
         command.show(found, setup, sys.stdout)
 
 
-@app.command(
+@command(
     epilog=examples(
-        "diff today.yaml tomorrow.yaml",
-        "diff before/ after/ -o json",
+        "audit-operator diff today.yaml tomorrow.yaml",
+        "audit-operator diff before/ after/ -o json",
         "git show main:policy.yaml | audit-operator diff - policy.yaml",
     )
 )
@@ -368,17 +413,17 @@ def diff(
     raise typer.Exit(FINDINGS if found else OK)
 
 
-@app.command(
+@command(
     "test",
     epilog=examples(
-        "test -f policies/ tests/",
-        "test -f policy.yaml tests.yaml --junit results.xml",
-        "test -f examples/platform examples/tests/baseline.yaml",
+        "audit-operator test -f policies/ tests/",
+        "audit-operator test -f policy.yaml tests.yaml --junit results.xml",
+        "audit-operator test -f examples/platform examples/tests/baseline.yaml",
     ),
 )
 def run_tests(
     *,
-    tests: Annotated[list[str], typer.Argument(metavar="TESTS...", help="Files with tests, or folders of them.")],
+    tests: Annotated[list[str], typer.Argument(metavar="TESTS", help="Files with tests, or folders of them.")],
     filename: Annotated[
         list[str] | None,
         typer.Option("-f", "--filename", metavar="FILE|DIR|-", help="The policies. Left out: what the tests name."),
@@ -394,8 +439,8 @@ def run_tests(
     policy: audit-system/baseline     # which of them; not needed if there is one
     tests:
     - name: reading a Secret is recorded, its content is not
-      request: {user: alice, verb: get, namespace: team-a, resource: secrets, name: db}
-      expect: {level: Metadata}       # and: omitStages, omitManagedFields, rule, sinks
+      request: {user: alice, verb: get, namespace: team-a, resource: secrets}
+      expect: {level: Metadata}   # or omitStages, omitManagedFields, rule, sinks
 
     A request has user, groups, verb, and namespace, apiGroup, resource, subresource and name, or path: as the API
     server sees it. Left out is empty; without user nobody was authenticated. `policies: [path]` in a file of tests
@@ -416,11 +461,11 @@ def run_tests(
     raise typer.Exit(FINDINGS if any(outcome.failures for outcome in outcomes) else OK)
 
 
-@app.command(
+@command(
     "import",
     epilog=examples(
-        "import /etc/kubernetes/audit/policy.yaml > auditpolicy.yaml",
-        "import policy.yaml --name baseline --sink siem --sink audit-system/archive",
+        "audit-operator import /etc/kubernetes/audit/policy.yaml > auditpolicy.yaml",
+        "audit-operator import policy.yaml --name baseline --sink siem \\\n    --sink audit-system/archive",
     ),
 )
 def import_(
@@ -462,11 +507,11 @@ def import_(
     warn(command.left_out(policy))
 
 
-@app.command(
+@command(
     epilog=examples(
-        "replay -f examples/platform --events examples/traffic/sample.jsonl.gz",
-        "replay -f policy.yaml --events /var/log/kubernetes/audit/audit.log",
-        "zstdcat audit.log.zst | audit-operator replay -f policies/ --events - -o json",
+        "audit-operator replay -f examples/platform \\\n    --events examples/traffic/sample.jsonl.gz",
+        "audit-operator replay -f policy.yaml --events /var/log/kubernetes/audit.log",
+        "zstdcat audit.log.zst | audit-operator replay -f policies/ --events -",
     )
 )
 def replay(
@@ -484,7 +529,7 @@ def replay(
     root_namespace: RootNamespace = "audit-system",
     output: Output = Format.TEXT,
 ) -> None:
-    """Put recorded events to policies: who gets how much, by rule and level.
+    """Put recorded events to policies: who gets how much, by rule.
 
     Bytes are those of the events as recorded, cut to the level, before redaction. Nobody gets more than was recorded:
     events that hold less than a policy asks for are counted. Lines that are no events are counted and skipped.
@@ -507,7 +552,13 @@ def replay(
         raise typer.Exit(TROUBLE)
 
 
-@app.command(epilog=examples("crds | kubectl apply -f -", "crds -o crds", "crds --reference -o docs/reference.md"))
+@command(
+    epilog=examples(
+        "audit-operator crds | kubectl apply --server-side -f -",
+        "audit-operator crds -o crds",
+        "audit-operator crds --reference -o docs/reference.md",
+    )
+)
 def crds(
     reference: Annotated[bool, typer.Option("--reference", help="The fields as a page of Markdown instead.")] = False,
     output: Annotated[
@@ -521,20 +572,23 @@ def crds(
         ),
     ] = "",
 ) -> None:
-    """Write the CustomResourceDefinitions of AuditPolicy, AuditSink and AuditBackend."""
+    """Write the CustomResourceDefinitions of the three resources."""
     from audit_operator.cli import crds as command
 
     command.crds(output, reference=reference, stream=sys.stdout)
 
 
-@app.command(epilog=examples("demo", "demo path/to/examples"))
+@command(epilog=examples("audit-operator demo", "audit-operator demo path/to/examples"))
 def demo(
     folder: Annotated[
-        str, typer.Argument(metavar="[DIR]", help="The examples. Left out: those of this checkout.", show_default=False)
+        str, typer.Argument(metavar="DIR", help="The examples. Left out: those of this checkout.", show_default=False)
     ] = "",
     output: Output = Format.TEXT,
 ) -> None:
-    """Show what it is all about on examples/: render, replay recorded traffic, explain one request."""
+    """Show on examples/ what it is all about.
+
+    Renders them, replays recorded traffic, and explains one request.
+    """
     from audit_operator.cli import demo as command
 
     command.demo(folder, output is Format.JSON, sys.stdout)

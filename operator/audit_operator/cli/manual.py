@@ -52,7 +52,7 @@ def _description(command: Any) -> Iterator[str]:
 
 def _row(parameter: Any) -> str:
     if parameter.param_type_name == "argument":
-        name = f"`{parameter.metavar}`"
+        name = f"`{parameter.metavar}{'...' if parameter.nargs != 1 else ''}`"
     else:
         name = ", ".join(f"`{option}`" for option in sorted(parameter.opts, key=len))
         name += f" `{parameter.metavar}`" if parameter.metavar else ""
@@ -67,7 +67,7 @@ def _cell(text: str) -> str:
 
 
 def _examples(command: Any) -> list[str]:
-    return [line.strip() for line in command.epilog.splitlines()[2:]]
+    return [line.removeprefix("  ") for line in command.epilog.splitlines()[2:]]
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """The policies that `-f` gives, to be asked: AuditPolicies as the operator runs them, policy files as they are."""
 
+import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, NamedTuple
+from urllib.parse import urlsplit
 
 from audit_operator.cli.errors import CliError
 from audit_operator.cli.inputs import Document, Inputs, PolicyFile, read_inputs
@@ -15,7 +17,8 @@ from audit_operator.policy.union import union
 if TYPE_CHECKING:
     # Imported where they are used: they stand on pydantic, and policy files do without.
     from audit_operator.render.plan import Plan
-    from audit_operator.render.world import Identity, Invalid
+    from audit_operator.render.world import Identity, Invalid, ReceiverAddress
+    from audit_operator.resources.auditbackend import AuditBackend
     from audit_operator.resources.load import Resource
 
 
@@ -24,11 +27,17 @@ MOST_UNITED: Final = 500
 
 
 class Setting(NamedTuple):
-    """What the command line says of the cluster. ``image``: of the receiver, empty for the default."""
+    """What the command line says of the cluster.
+
+    ``image``: of the receiver, empty for the default. ``receiver_address``: IP address, name or port that the cluster
+    gave the receiver's Service. ``in_force``: the policy that API servers run now. Empty and None: not known.
+    """
 
     server: Version = NEWEST
     root_namespace: str = "audit-system"
     image: str = ""
+    receiver_address: str = ""
+    in_force: Policy | None = None
 
 
 @dataclass(frozen=True)
@@ -98,8 +107,11 @@ def load_plan(inputs: Inputs, setting: Setting) -> "tuple[Plan, tuple[str, ...]]
         namespaces=homes | inputs.namespaces,
         root_namespace=setting.root_namespace,
         image=setting.image or IMAGE,
+        receiver_address=_receiver_address(setting.receiver_address),
+        server_policy=setting.in_force,
     )
     plan = render(resources, world)
+    _check_used(setting.receiver_address, resources.backend, plan)
     problems = [
         f"{document.file}:{document.line_of(problem.path)}: {item.identity}: {problem}"
         for document, item in zip(inputs.resources, items, strict=True)
@@ -113,6 +125,46 @@ def load_plan(inputs: Inputs, setting: Setting) -> "tuple[Plan, tuple[str, ...]]
         if status.ready.status == "False" and status.identity not in said
     ]
     return plan, tuple(problems)
+
+
+def _receiver_address(text: str) -> "ReceiverAddress":
+    from audit_operator.render.world import ReceiverAddress
+
+    if text.isdecimal():
+        return ReceiverAddress(node_port=int(text))
+    return ReceiverAddress(cluster_ip=text if _is_ip_address(text) else None, load_balancer=text or None)
+
+
+def _is_ip_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+_TAKES: Final = {
+    "clusterIP": "an IP address, unless clusterIP gives one",
+    "nodePort": "a port, unless nodePort gives one",
+    "loadBalancer": "an IP address or a name, unless loadBalancer gives one",
+    "external": "nothing, because it says all itself",
+}
+
+
+def _check_used(text: str, backend: "AuditBackend | None", plan: "Plan") -> None:
+    """An address that changes nothing would be thought to be in the kubeconfig. Raises CliError."""
+    if not text:
+        return
+    exposure = backend.spec.receiver.exposure.model_dump(by_alias=True, exclude_none=True) if backend else {}
+    kind = next(iter(exposure), "clusterIP")
+    url = urlsplit(plan.exposed.url.replace("{PORT}", "0"))
+    if text == str(url.port) if kind == "nodePort" else text.lower() == url.hostname:
+        return
+    raise CliError(
+        f"is not used: spec.receiver.exposure of the AuditBackend is {kind}, which takes {_TAKES[kind]}",
+        field="--receiver-address",
+        value=text,
+    )
 
 
 def policy_in(file: PolicyFile) -> Policy:

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
+from audit_operator.cli.errors import CliError
 from audit_operator.cli.importing import audit_policy, name_of
 from audit_operator.cli.inputs import Document, PolicyFile, read_inputs
 from audit_operator.cli.output import counted, printable, styled
-from audit_operator.cli.policies import Setting, load_plan
+from audit_operator.cli.policies import Setting, load_plan, policy_in
+from audit_operator.policy.model import Policy
 from audit_operator.policy.nodes import node_of
 
 if TYPE_CHECKING:
@@ -23,6 +25,22 @@ def load(arguments: Sequence[str], setting: Setting) -> "tuple[Plan, tuple[str, 
     plan, problems = load_plan(inputs._replace(resources=(*inputs.resources, *imported)), setting)
     blocked = tuple(f"nothing to install: {problem}" for problem in plan.blocked)
     return plan, (*problems, *blocked), (*inputs.notices, *plan.notices)
+
+
+def policy_in_force(name: str, setting: Setting) -> Policy | None:
+    """The policy of the file that API servers run now, None if there is no name. Raises CliError."""
+    if not name:
+        return None
+    inputs = read_inputs([name], setting.server)
+    if len(inputs.policy_files) != 1 or inputs.resources:
+        raise CliError(
+            "is not one API server's policy file",
+            file=name,
+            field="--policy-in-force",
+            way_out="give what --audit-policy-file of the API servers names, such as apiserver/policy.yaml of a "
+            "rendering before",
+        )
+    return policy_in(inputs.policy_files[0])
 
 
 def as_object(plan: "Plan", problems: Sequence[str], notices: Sequence[str]) -> dict[str, Any]:
