@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import CLUSTER, DATA, EXAMPLES, assert_golden, call, spawn, write
+from commands import CLUSTER, DATA, DEMO_SET, EXAMPLES, assert_golden, call, spawn, write
 
 RECORDED = [
     json.loads(line) for line in gzip.decompress((DATA / "cli/policy-match.jsonl.gz").read_bytes()).splitlines()
@@ -137,3 +137,11 @@ def test_half_a_request_is_bad_usage(arguments: tuple[str, ...]) -> None:
     result = call("explain", "-f", CLUSTER, *arguments)
     assert (result.code, result.out) == (2, "")
     assert "rror: " in result.err
+
+
+def test_what_an_example_keeps_from_a_sink_no_other_example_sends_there() -> None:
+    request = ("--user", "alice", "--verb", "create", "--resource", "pods", "--namespace", "team-a")
+    policies = json.loads(call("explain", *DEMO_SET, *request, "-o", "json").out)["policies"]
+    bodies = [each["delivered"] for each in policies if each["delivered"]["level"].startswith("Request")]
+    assert len([each for each in bodies if each["sinks"] == ["audit-system/siem"]]) == 2
+    assert len({tuple(each["redacted"]) for each in bodies}) == 1

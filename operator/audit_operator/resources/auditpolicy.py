@@ -250,7 +250,7 @@ class AuditPolicySpec(Model):
         (),
         max_length=64,
         description="Fields that must not leave, beside the built-in ones: Secrets, ConfigMaps' data, tokens, CSRs, "
-        "last-applied-configuration.",
+        "last-applied-configuration. What another policy sends to the same sink is redacted by its own.",
     )
     sinks: Annotated[tuple[SinkReference, ...], Field(max_length=16), ListMap("name", "namespace")] = Field(
         (), description="Where it goes. None: only into the API servers' own log file, if there is one."
