@@ -610,10 +610,10 @@ class LogLevel(enum.StrEnum):
     ERROR = "error"
 
 
-@app.command(
+@command(
     epilog=examples(
-        "run --log-format text",
-        "run --kubeconfig ~/.kube/config --no-leader-election --log-level debug",
+        "audit-operator run --log-format text",
+        "audit-operator run --kubeconfig ~/.kube/config \\\n    --no-leader-election --log-level debug",
     )
 )
 def run(
