@@ -29,8 +29,8 @@ def run() -> Iterator[Row]:
     """Rows of the table; none, and a line that says why, where there is no API server."""
     sys.path.insert(0, str(_E2E))
     import apiserver
+    import clusters as tests
     import operators
-    import test_operator as tests
 
     documents = _documents(tests)
     audit = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived", "ResponseStarted"]}
@@ -84,8 +84,8 @@ def _policy(tests: Any, name: str, namespace: str, policy: Any) -> dict[str, Any
 
 
 def _measure(cluster: Any, token: str, log: Path, documents: list[dict[str, Any]]) -> Iterator[Row]:
+    import clusters as tests
     import operators
-    import test_operator as tests
 
     tenants = {"enabled": True, "level": "RequestResponse"}
     cluster.apply(tests.backend(tenants=tenants))

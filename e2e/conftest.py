@@ -1,6 +1,7 @@
-"""One API server for all tests of a run, with the CRDs applied."""
+"""API servers to test against: one for all tests of a run, CRDs applied, and one with an operator beside it."""
 
 import contextlib
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,10 @@ import pytest
 import yaml
 
 import apiserver
+import operators
+from apiserver import ControlPlane, control_plane
+from clusters import Cluster, install_crds
+from operators import USER, Operator, running
 
 CRDS = Path(__file__).parents[1] / "crds"
 
@@ -57,3 +62,53 @@ def _wait_until_served(api: apiserver.ApiServer, plural: str) -> None:
             return
         time.sleep(0.1)
     raise AssertionError(f"{plural} are not served")
+
+
+# --- with an operator ------------------------------------------------------------------------------------------------
+
+AUDIT = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived", "ResponseStarted"],
+    "rules": [{"level": "Metadata", "users": [USER]}],
+}
+
+
+@pytest.fixture(scope="module")
+def audit_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the API server writes down what the operator asks of it."""
+    return tmp_path_factory.mktemp("audit") / "audit.log"
+
+
+@pytest.fixture(scope="module")
+def plane(audit_log: Path) -> Iterator[ControlPlane]:
+    policy_file = audit_log.with_name("policy.yaml")
+    policy_file.write_text(json.dumps(AUDIT))
+    flags = [f"--audit-policy-file={policy_file}", f"--audit-log-path={audit_log}"]
+    with contextlib.ExitStack() as stack:
+        try:
+            found = stack.enter_context(control_plane(flags))
+        except LookupError as missing:
+            pytest.skip(str(missing))
+        install_crds(found.api)
+        yield found
+
+
+@pytest.fixture(scope="module")
+def token(plane: ControlPlane) -> str:
+    return operators.install(plane.api)
+
+
+@pytest.fixture
+def cluster(plane: ControlPlane, token: str) -> Iterator[Cluster]:
+    """The cluster with nothing of ours in it."""
+    found = Cluster(plane)
+    found.clean()
+    yield found
+    found.clean()
+
+
+@pytest.fixture
+def operator(plane: ControlPlane, token: str, cluster: Cluster) -> Iterator[Operator]:
+    with running(plane, token) as found:
+        yield found

@@ -101,9 +101,14 @@ class Operator:
         self.process.wait()
 
     def terminate(self) -> int:
-        """SIGTERM; the exit code."""
+        """SIGTERM; the exit code. One that does not end in time is killed, and fails the test."""
+        self.process.send_signal(signal.SIGCONT)
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=20)
+        try:
+            return self.process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
 
     def get(self, path: str) -> tuple[int, str]:
         """Status and body of one of its own endpoints; 0 if it does not answer."""

@@ -122,8 +122,9 @@ class _Tasks:
         """
         for task in reversed(self._running):
             task.remove_done_callback(self._ended)
-            task.cancel()
-            await asyncio.wait((task,))
+            while not task.done():  # a library may swallow one cancellation
+                task.cancel()
+                await asyncio.wait((task,), timeout=1)
             if not task.cancelled() and task.exception() is not None:
                 logger.warning("a part of it did not end well", exc_info=task.exception())
 

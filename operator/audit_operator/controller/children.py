@@ -98,8 +98,8 @@ class Children:
                 if self._refused.pop(of.kind, None):
                     self._wake()
                 self._known[of.kind].set()
+                delay = 1.0
                 async for event in self._cluster.watch_metadata(of, version, self._namespace, SELECTOR):
-                    delay = 1.0
                     if event.type != "BOOKMARK":
                         self._happened(of.kind, event.type, event.metadata)
             except ApiError as error:

@@ -30,7 +30,7 @@ _METADATA: Final = "application/json;as={};g=meta.k8s.io;v=v1"
 _DISCOVERY: Final = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
 _TIMEOUT: Final = 30.0  # seconds; what the API server itself gives a request is 60
 _WATCH_SECONDS: Final = 300  # of one watch; a connection that died silently is noticed after that
-_QUIET: Final = 70.0  # seconds without a line, though API servers send a bookmark every 60
+_QUIET: Final = 75.0  # seconds without a line, though API servers send a bookmark every 60
 
 
 class ResourceType(NamedTuple):
@@ -168,16 +168,23 @@ class Cluster:
         )
         what = f"watch {of.plural}"
         try:
-            while line := await asyncio.wait_for(response.content.readline(), _QUIET):
+            while line := await self._line(response):
                 event = json.loads(line)
                 if event["type"] == "ERROR":
                     status = event["object"]
                     raise ApiError(what, status.get("code", 0), status.get("reason", ""), status.get("message", ""), ())
                 yield WatchEvent(event["type"], event["object"]["metadata"])
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except (aiohttp.ClientError, OSError) as error:
             raise UnreachableError(what, error) from None
         finally:
             response.close()
+
+    async def _line(self, response: aiohttp.ClientResponse) -> bytes:
+        """The next line of a watch; none, if it is so quiet that nobody may be there."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_QUIET):
+                return await response.content.readline()
+        return b""
 
     async def apply(self, of: ResourceType, document: Object, *, force: bool = False) -> Object:
         """Server-side apply: what it is now. Raises ApiError 409 where other managers own what differs."""

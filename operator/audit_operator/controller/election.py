@@ -112,7 +112,8 @@ class Election:
         finally:
             self._ended = True
             with contextlib.suppress(aiohttp.ClientError, ApiException, TimeoutError, OSError):
-                await asyncio.wait_for(self._lock.release(), 3)
+                async with asyncio.timeout(3):
+                    await self._lock.release()
 
 
 class Always:

@@ -139,12 +139,14 @@ class Reconciler:
     async def _settle(self, pause: float) -> None:
         """Wait for a change, or as long as ``pause``; then for the end of a burst of changes, but not for long."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), pause)
+            async with asyncio.timeout(pause):
+                await self._changed.wait()
         until = time.monotonic() + _PATIENCE
         while self._changed.is_set() and time.monotonic() < until:
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), _QUIET)
+                async with asyncio.timeout(_QUIET):
+                    await self._changed.wait()
         self._changed.clear()
 
     async def _pass(self) -> Sequence[Trouble]:

@@ -95,7 +95,8 @@ class Watching:
         """Find out for ever what is gone, soon after a watch began anew and now and then."""
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._call_the_roll.wait(), _ROLL_CALL)
+                async with asyncio.timeout(_ROLL_CALL):
+                    await self._call_the_roll.wait()
             await asyncio.sleep(1)  # one roll call for all that is listed anew
             self._call_the_roll.clear()
             for of in WATCHED:
