@@ -185,6 +185,16 @@ def test_the_address_that_the_cluster_gave_is_used_or_refused(
         assert result.err.startswith(f"error: --receiver-address: {address} is not used: spec.receiver.exposure of ")
 
 
+@pytest.mark.parametrize(
+    "option",
+    ["--root-namespace=../x", "--root-namespace=a;id", "--root-namespace=", "--image=a b", "--image=a\n\x1b[31m"],
+)
+def test_what_would_stand_in_scripts_and_manifests_is_checked(option: str) -> None:
+    result = call("render", "-f", CLUSTER, option)
+    assert (result.code, result.out) == (2, "")
+    assert "\x1b" not in result.err
+
+
 @pytest.mark.parametrize("address", ["0", "65536", "a b", "https://10.0.0.1", "10.0.0.1/24", "-x", "a\nb"])
 def test_what_is_no_address_is_bad_usage(address: str) -> None:
     assert call("render", "-f", CLUSTER, f"--receiver-address={address}").code == 2

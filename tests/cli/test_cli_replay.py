@@ -205,6 +205,13 @@ def test_a_damaged_gzip_file_says_so(tmp_path: Path, damage: str) -> None:
     assert report.complaints[-1].message.startswith("the gzip data is damaged: ")
 
 
+@pytest.mark.parametrize("damage", [b"", b"junk", b"\x1f\x8b\x08 nonsense"])
+def test_what_stands_before_the_damage_counts_however_little_it_is(tmp_path: Path, damage: bytes) -> None:
+    whole = gzip.compress((event() + b"\n") * 500)
+    report = replayed([Source("all", ALL)], write(tmp_path / "e.gz", whole[:-8] if not damage else whole + damage))
+    assert (report.read.events, report.malformed) == (500, 1)
+
+
 def test_a_damaged_file_does_not_stop_the_next(tmp_path: Path) -> None:
     files = [write(tmp_path / "bad.gz", b"\x1f\x8b\x08 nonsense"), write(tmp_path / "good.jsonl", event())]
     report = replayed([Source("all", ALL)], *files)

@@ -11,9 +11,9 @@ from audit_operator.policy.evaluate import Evaluator
 from audit_operator.policy.findings import CODES, Severity, reference
 from audit_operator.policy.kinds import KINDS, Kinds
 from audit_operator.policy.lint import Finding, lint, lint_text
-from audit_operator.policy.lint_rules import MOST_RULES
 from audit_operator.policy.model import GroupResources, LabelSelector, Level, Policy, Request, Rule
 from audit_operator.policy.presets import NAMES, preset
+from audit_operator.policy.witness import MOST_RESOURCES, MOST_RULES
 
 HEAD = "apiVersion: audit.k8s.io/v1\nkind: Policy\n"
 SAFE = """\
@@ -482,6 +482,11 @@ def test_more_rules_than_are_compared_are_not_passed_over_in_silence() -> None:
     (finding,) = not_compared(Policy(rules=(rule,) * (MOST_RULES + 1)))
     assert (finding.code, finding.severity, finding.path) == ("AP205", Severity.WARNING, "rules")
     assert f"{MOST_RULES:,}" in reference()
+    names = tuple(map(str, range(MOST_RESOURCES + 1)))
+    assert (
+        len(not_compared(Policy(rules=(Rule(level=Level.NONE, resources=(GroupResources("", ("pods",), names),)),))))
+        == 1
+    )
 
 
 def test_a_comparison_that_is_given_up_is_not_passed_over_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:

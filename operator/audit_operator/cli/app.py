@@ -102,6 +102,20 @@ def version(text: str) -> tuple[int, int]:
     return found
 
 
+def namespace_name(text: str) -> str:
+    """A namespace: it stands in scripts and in the names of files. Raises typer.BadParameter."""
+    if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", text):
+        raise typer.BadParameter(f"{text!r} is no namespace; write lower-case letters, digits and -")
+    return text
+
+
+def image_name(text: str) -> str:
+    """A reference to an image, as far as its characters tell; empty for the default. Raises typer.BadParameter."""
+    if not re.fullmatch(r"[A-Za-z0-9./:@_-]{0,512}", text):
+        raise typer.BadParameter(f"{text!r} is no image; write for example registry.example.com/audit-operator:0.1.0")
+    return text
+
+
 def address(text: str) -> str:
     """An IP address, a DNS name or a port; empty if it is not given. Raises typer.BadParameter."""
     if not text:
@@ -143,6 +157,7 @@ RootNamespace = Annotated[
     typer.Option(
         "--root-namespace",
         metavar="NAMESPACE",
+        parser=namespace_name,
         help="The operator's own namespace, whose policies cover the cluster.",
     ),
 ]
@@ -200,7 +215,9 @@ def render(
     ] = "",
     server: Server = NEWEST_TEXT,
     root_namespace: RootNamespace = "audit-system",
-    image: Annotated[str, typer.Option(metavar="IMAGE", help="Image of the receiver, if not this version's own.")] = "",
+    image: Annotated[
+        str, typer.Option(metavar="IMAGE", parser=image_name, help="Image of the receiver, if not this version's own.")
+    ] = "",
     receiver_address: Annotated[
         str,
         typer.Option(

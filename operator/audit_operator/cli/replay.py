@@ -357,7 +357,7 @@ def _add_line(replay: Replay, file: str, number: int, line: bytes) -> None:
 
 def _lines(raw: BinaryIO) -> Iterator[bytes]:
     """Lines of at most LINE_LIMIT bytes and one more; of longer ones only the beginning, which tells that they are."""
-    with io.BufferedReader(_unpacked(raw), 1 << 20) as stream:  # type: ignore[type-var]
+    with io.BufferedReader(_unpacked(raw), 1 << 20) as stream:
         first = stream.readline(LINE_LIMIT + 1)
         if first.strip() == b"{":
             # Indented JSON: one document. If it is none, its lines are what they are.
@@ -386,10 +386,26 @@ def _is_document(data: bytes) -> bool:
     return True
 
 
-def _unpacked(raw: BinaryIO) -> BinaryIO:
+def _unpacked(raw: BinaryIO) -> Any:
     """The stream, decompressed if it is gzip, whatever its name: rotated logs are renamed as people like."""
-    stream = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw)  # type: ignore[type-var]
-    return gzip.GzipFile(fileobj=stream) if stream.peek(2)[:2] == _GZIP else stream  # type: ignore[return-value]
+    stream: Any = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw)
+    return _Unzipped(stream) if stream.peek(2)[:2] == _GZIP else stream
+
+
+class _Unzipped(io.RawIOBase):
+    """What a gzip file holds, as far as it is sound: damage is an error only behind that."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._file = gzip.GzipFile(fileobj=stream)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        # Not more than comes in one go: read() would lose what it has when the rest is damaged.
+        data = self._file.read1(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
 
 _MINIMAL_FRAME: Final = len(

@@ -9,7 +9,7 @@ import msgspec
 from audit_operator.policy.evaluate import Evaluator, bits, namespace_matches
 from audit_operator.policy.model import STAGES, Decision, Level, Policy, Request, Rule
 from audit_operator.policy.region import Region
-from audit_operator.policy.witness import Finder, Unknown
+from audit_operator.policy.witness import Finder, Unknown, comparable
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -34,9 +34,6 @@ class Diff(NamedTuple):
     complete: bool = True
 
 
-MOST_RULES: Final = 40_000
-"""Rules of both policies together that are compared."""
-
 MOST_CHANGES: Final = 10_000
 """Changes after which nobody reads on."""
 
@@ -55,7 +52,7 @@ def diff(a: Policy, b: Policy) -> Diff:
         namespace_matches(rule, "")  # refuses an unresolved namespaceSelector
     if a == b:
         return Diff(())
-    if len(a.rules) + len(b.rules) > MOST_RULES:
+    if not (comparable(a.rules) and comparable(b.rules)):
         return Diff((), complete=False)
     finder = Finder([*a.rules, *b.rules, Rule(level=Level.NONE)], budget=_BUDGET)
     changes = tuple(islice(_changes(a, b, finder), MOST_CHANGES + 1))

@@ -166,24 +166,24 @@ class Evaluator:
         return self._paths.remember(path, bits(non_resource_matches(rule, path) for rule in self._rules), len(path))
 
     def _resource(self, key: tuple[str, str, str]) -> tuple[int, dict[str, int]]:
-        """Asks `resource_matches` once for every name that a rule gives to this resource, and for any other name."""
+        """Asks `resource_matches` for a name that no rule gives to this resource; names only add rules to those."""
         group, resource, subresource = key
-        names = {
-            name
-            for rule in self._rules
-            for entry in rule.resources
-            if group_resources_match(entry, *key)
-            for name in entry.resource_names
-        }
-
-        def matching(name: str) -> int:
-            request = Request(
-                user=None, verb="", api_group=group, resource=resource, subresource=subresource, name=name
-            )
-            return bits(resource_matches(rule, request) for rule in self._rules)
-
-        any_other = max(names, key=len, default="") + "*"
-        answer = matching(any_other), {name: matching(name) for name in names}
+        named: dict[str, int] = {}
+        for index, rule in enumerate(self._rules):
+            for entry in rule.resources:
+                if entry.resource_names and group_resources_match(entry, *key):
+                    for name in entry.resource_names:
+                        named[name] = named.get(name, 0) | 1 << index
+        other = Request(
+            user=None,
+            verb="",
+            api_group=group,
+            resource=resource,
+            subresource=subresource,
+            name=max(named, key=len, default="") + "*",
+        )
+        unnamed = bits(resource_matches(rule, other) for rule in self._rules)
+        answer = unnamed, {name: mask | unnamed for name, mask in named.items()}
         return self._resources.remember(key, answer, len(group) + len(resource) + len(subresource))
 
 

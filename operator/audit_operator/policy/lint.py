@@ -9,7 +9,6 @@ from audit_operator.policy.findings import Finding, Place, Severity
 from audit_operator.policy.kinds import BUILT_IN, Kinds, Version
 from audit_operator.policy.lint_file import file_findings
 from audit_operator.policy.lint_rules import (
-    MOST_RULES,
     Rules,
     body_findings,
     cis_findings,
@@ -22,6 +21,7 @@ from audit_operator.policy.lint_values import value_findings
 from audit_operator.policy.load import NEWEST, Loaded, load_policy
 from audit_operator.policy.model import Policy
 from audit_operator.policy.nodes import Node, Path
+from audit_operator.policy.witness import comparable
 
 __all__ = ["Finding", "Severity", "lint", "lint_loaded", "lint_text"]
 
@@ -58,7 +58,7 @@ def lint(
         for index, rule in enumerate(policy.rules[:count])
         for finding in value_findings(rule, place.at("rules", index), kinds, server)
     ]
-    if len(policy.rules) <= MOST_RULES:
+    if comparable(policy.rules):
         rules = Rules(policy)
         findings += order_findings(rules, place, count, whole=whole)
         findings += subresource_findings(rules, place, count)

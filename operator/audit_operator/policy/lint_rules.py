@@ -22,9 +22,6 @@ ANYTHING = Rule(level=Level.NONE)
 """A rule that matches every request."""
 
 
-MOST_RULES: Final = 20_000
-"""Rules of one policy that are compared with one another."""
-
 _BUDGET: Final = 1_500_000
 """Combinations tried for all findings on one policy: some seconds."""
 

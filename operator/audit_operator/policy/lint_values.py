@@ -402,8 +402,11 @@ def _repeats(rule: Rule, place: Place) -> Iterator[Finding]:
         lists.append((place.at("resources", position, "resources"), entry.resources))
         lists.append((place.at("resources", position, "resourceNames"), entry.resource_names))
     for at, values in lists:
+        seen: set[str] = set()
+        everything = "*" in values
         for index, value in enumerate(values):
-            if value in values[:index]:
+            if value in seen:
                 yield at.at(index).finding("repeated-value", f"{value!r} stands twice", "remove one")
-            elif "*" in values and value != "*" and at.path[-1] in {"resources", "nonResourceURLs"}:
+            elif everything and value != "*" and at.path[-1] in {"resources", "nonResourceURLs"}:
                 yield at.at(index).finding("repeated-value", f"{value!r} is included in *", "remove one of them")
+            seen.add(value)

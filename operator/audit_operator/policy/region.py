@@ -218,7 +218,8 @@ def _all_covered(mine: frozenset[T] | None, theirs: frozenset[T] | None, covers:
 def _reduced_atoms(atoms: Iterable[Atom]) -> frozenset[Atom]:
     """Without the patterns that another one covers: equal regions get equal values."""
     distinct = frozenset(atoms)
-    if len(distinct) == 1:
+    # Only a pattern that leaves something else open can cover another one.
+    if len({tuple(value is None for value in atom) for atom in distinct}) == 1:
         return distinct
     return frozenset(atom for atom in distinct if not any(wider in distinct for wider in _wider_atoms(atom)))
 

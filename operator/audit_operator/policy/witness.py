@@ -8,6 +8,7 @@ found is then made to look like a request people know, as far as that changes no
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import reduce
 from itertools import product
+from typing import Final
 
 import msgspec
 
@@ -46,6 +47,21 @@ def find(must: Sequence[Rule], avoid: Sequence[Rule], *, limit: int = _LIMIT) ->
     for rule in avoid:
         namespace_matches(rule, "")  # refuses an unresolved namespaceSelector
     return Finder(avoid).find(must, -1, limit=limit)
+
+
+MOST_RULES: Final = 20_000
+MOST_RESOURCES: Final = 100_000
+"""Rules of one policy, and resources and names of resources in them, that are compared with one another."""
+
+
+def comparable(rules: Sequence[Rule]) -> bool:
+    """Whether the rules are few enough to make a Finder of them, which takes memory for every pair of them."""
+    if len(rules) > MOST_RULES:
+        return False
+    resources = sum(
+        max(1, len(entry.resources)) * max(1, len(entry.resource_names)) for rule in rules for entry in rule.resources
+    )
+    return resources <= MOST_RESOURCES
 
 
 class Finder:
@@ -162,6 +178,12 @@ class _Budget:
         if self._tried > self._limit:
             raise Unknown("no answer within the limit")
 
+    def allow(self, number: int) -> None:
+        """Whether so many can be tried at all, before they are made ready. Raises Unknown."""
+        if self._tried + number - 1 > self._limit:
+            self.charge(number)
+            raise Unknown("more values than the limit")
+
     def charge(self, number: int) -> None:
         """Work that takes as long as so many, and does not count against the limit of one search."""
         self._charged += number
@@ -217,6 +239,7 @@ def _fields(
         return _Field(tuple((mask, tried[mask]) for mask in sorted(least, key=int.bit_count)))
 
     def values(name: str, wanted: frozenset[str] | None, accepting: Callable[[str], int]) -> _Field:
+        budget.allow(len(wanted or ()))
         return field(({name: value}, accepting(value)) for value in ([_FRESH] if wanted is None else sorted(wanted)))
 
     fields = [
@@ -225,9 +248,11 @@ def _fields(
         values("verb", region.verbs, index.with_verb),
     ]
     if scope == NON_RESOURCE:
+        budget.allow(len(region.paths or ()))
         patterns = region.paths or ("*",)
         paths = {"/" + _FRESH if path == "*" else path.rstrip("*") + _FRESH * path.endswith("*") for path in patterns}
         return [*fields, values("path", frozenset(paths), index.with_path)]
+    budget.allow(len(region.atoms or ()))
     atoms = sorted(region.atoms or (Atom(None, None, None),), key=repr)
     points = (tuple(_FRESH if part is None else part for part in atom) for atom in atoms)
     return [
