@@ -5,6 +5,8 @@ from pathlib import Path
 
 from commands import CLUSTER, EXAMPLES, assert_golden, call, write
 
+from audit_operator.policy.witness import MOST_RULES
+
 POLICY = "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n- level: Metadata\n"
 TODAY, TOMORROW = (EXAMPLES / f"policy-files/{name}.yaml" for name in ("today", "tomorrow"))
 
@@ -68,3 +70,14 @@ def test_the_answer_for_people_is_the_golden_one() -> None:
 
 def test_what_cannot_be_read_is_no_difference(tmp_path: Path) -> None:
     assert call("diff", TODAY, tmp_path / "nope.yaml").code == 2
+
+
+def test_policies_that_cannot_be_compared_are_not_said_to_be_the_same(tmp_path: Path) -> None:
+    head = "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n"
+    long = write(tmp_path / "long.yaml", head + "- {level: None}\n" * (MOST_RULES + 1))
+    short = write(tmp_path / "short.yaml", head + "- {level: Metadata}\n")
+    result = call("diff", long, short)
+    assert result.code == 1
+    assert result.out.endswith("Whether there are changes is not known.\n")
+    (answer,) = json.loads(call("diff", long, short, "-o", "json").out)
+    assert (answer["complete"], answer["changes"]) == (False, [])

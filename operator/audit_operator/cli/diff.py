@@ -126,8 +126,12 @@ def show(found: Sequence[Difference], stream: TextIO) -> None:
             stream.write("  These policies are too large to compare all of their rules: there may be more changes.\n")
         stream.write("\n")
     changes = sum(len(each.changes) for each in found)
-    least = "" if all(each.complete for each in found) else "At least "
-    stream.write(f"{least}{counted(changes, 'change')}\n" if found else "No request is recorded differently.\n")
+    if not found:
+        stream.write("No request is recorded differently.\n")
+    elif changes or all(each.complete for each in found):
+        stream.write(f"{'' if all(each.complete for each in found) else 'At least '}{counted(changes, 'change')}\n")
+    else:
+        stream.write("Whether there are changes is not known.\n")
 
 
 def _title(each: Difference) -> str:

@@ -113,7 +113,7 @@ def load_plan(inputs: Inputs, setting: Setting) -> "tuple[Plan, tuple[str, ...]]
     plan = render(resources, world)
     _check_used(setting.receiver_address, resources.backend, plan)
     problems = [
-        f"{document.file}:{document.line_of(problem.path)}: {item.identity}: {problem}"
+        f"{_where(document, problem.path)}: {item.identity}: {problem}"
         for document, item in zip(inputs.resources, items, strict=True)
         if isinstance(item, Invalid)
         for problem in item.problems
@@ -182,6 +182,12 @@ def _item(document: Document) -> "Resource | Invalid":
         return load_resource(document.node.value)
     except ResourceError as error:
         return Invalid(identity=_identity(document), problems=error.problems, source=f"{document.file}:{document.line}")
+
+
+def _where(document: Document, path: str) -> str:
+    """File and line; a policy file that became an AuditPolicy has no lines any more."""
+    line = document.line_of(path)
+    return f"{document.file}:{line}" if line else document.file
 
 
 def _identity(document: Document) -> "Identity":
