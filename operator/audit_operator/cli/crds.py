@@ -19,7 +19,7 @@ def crds(output: str, *, reference: bool, stream: TextIO) -> None:
     if output == JSON:
         print_json([yaml.safe_load(text) for text in files.values()])
     elif not output:
-        stream.write(reference_page() if reference else "---\n".join(files.values()))
+        stream.write(reference_page() if reference else "".join(files.values()))
     elif reference:
         write_file(output, reference_page())
     else:
