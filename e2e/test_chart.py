@@ -1,0 +1,309 @@
+"""The chart with a real Helm on a real API server: install, upgrade, uninstall. No pod runs, none is waited for."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import apiserver
+
+Json = dict[str, Any]
+ROOT = Path(__file__).parents[1]
+CHART = ROOT / "charts" / "audit-operator"
+PREVIOUS = sorted((Path(__file__).parent / "charts").glob("*.tgz"))
+"""Charts as they were, by version: what people upgrade from."""
+
+NAMESPACE = "chart-e2e"
+OURS = "/apis/audit-operator.dev/v1alpha1"
+DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+KINDS = ("auditbackends", "auditpolicies", "auditsinks")
+
+# What API servers, and controllers where there are any, make by themselves. Leases are looked at in our namespace only.
+NOT_OURS = {"endpoints", "endpointslices", "events", "leases", "apiservices", "customresourcedefinitions"}
+BY_ITSELF = {("serviceaccounts", "default"), ("configmaps", "kube-root-ca.crt")}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[apiserver.ApiServer]:
+    """An API server of this module's own: the tests delete the CRDs that all others share."""
+    if os.environ.get("E2E_KUBECONFIG"):
+        pytest.skip("deletes CRDs, and with them every AuditPolicy: not in a cluster that is somebody's")
+    if apiserver.find_binaries() is None:
+        pytest.skip(apiserver.HOW_TO_GET_ONE)
+    with apiserver.running() as running:
+        yield running
+
+
+class Helm:
+    """Helm and kubectl at one API server."""
+
+    def __init__(self, helm: str, kubectl: str, folder: Path, api: apiserver.ApiServer) -> None:
+        self.helm, self.kubectl, self.api = helm, kubectl, api
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "e2e", "cluster": {"server": api.url, "certificate-authority": str(api.ca)}}],
+            "users": [{"name": "e2e", "user": {"token": api.token}}],
+            "contexts": [{"name": "e2e", "context": {"cluster": "e2e", "user": "e2e"}}],
+            "current-context": "e2e",
+        }
+        (folder / "kubeconfig").write_text(json.dumps(config))
+        self.environment = {
+            "HOME": str(folder),
+            "KUBECONFIG": str(folder / "kubeconfig"),
+            "NO_PROXY": "127.0.0.1",
+            "PATH": os.environ["PATH"],
+        }
+
+    def run(self, *arguments: str | Path, ok: bool = True) -> str:
+        command = [self.helm, *arguments]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=120, check=False)
+        assert (done.returncode == 0) == ok, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def install(self, chart: Path, *options: str, ok: bool = True, release: str = "audit-operator") -> str:
+        return self.run("install", release, chart, "-n", NAMESPACE, "--create-namespace", *options, ok=ok)
+
+    def upgrade(self, chart: Path, *options: str, ok: bool = True) -> str:
+        return self.run("upgrade", "audit-operator", chart, "-n", NAMESPACE, *options, ok=ok)
+
+    def uninstall(self) -> str:
+        return self.run("uninstall", "audit-operator", "-n", NAMESPACE)
+
+    def apply_crds(self, chart: Path) -> None:
+        """As the chart's refusal says."""
+        command = [self.kubectl, "apply", "--server-side", "--force-conflicts", "-f", "-"]
+        definitions = self.run("show", "crds", chart)
+        subprocess.run(
+            command, input=definitions, env=self.environment, capture_output=True, text=True, timeout=60, check=True
+        )
+
+
+@pytest.fixture
+def helm(server: apiserver.ApiServer, tmp_path: Path) -> Iterator[Helm]:
+    """A cluster without us, and without us again afterwards."""
+    finder = [sys.executable, ROOT / "scripts" / "get-helm", "--find"]
+    found = subprocess.run(finder, capture_output=True, text=True, check=False)
+    if found.returncode:
+        pytest.skip(found.stderr.strip())
+    binaries = apiserver.find_binaries()
+    kubectl = shutil.which("kubectl") or (binaries and shutil.which("kubectl", path=binaries))
+    if not kubectl:
+        pytest.skip("needs kubectl")
+    helm = Helm(found.stdout.strip(), kubectl, tmp_path, server)
+    yield helm
+    helm.run("uninstall", "audit-operator", "-n", NAMESPACE, "--ignore-not-found")
+    for kind in KINDS:
+        server.request("DELETE", f"{DEFINITIONS}/{kind}.audit-operator.dev")
+        apiserver.eventually(lambda kind=kind: server.request("GET", f"{OURS}/{kind}").status == 404)
+
+
+def everything(api: apiserver.ApiServer) -> set[str]:
+    """The path of every object in the cluster that can be listed, CRDs and what is made by itself aside."""
+    groups = api.request("GET", "/apis").body["groups"]
+    found = set()
+    for folder in ["/api/v1", *(f"/apis/{group['preferredVersion']['groupVersion']}" for group in groups)]:
+        for resource in api.request("GET", folder).body["resources"]:
+            name = resource["name"]
+            if "/" in name or "list" not in resource["verbs"] or name in NOT_OURS:
+                continue
+            for item in api.request("GET", f"{folder}/{name}").body["items"]:
+                metadata = item["metadata"]
+                if (name, metadata["name"]) in BY_ITSELF:
+                    continue
+                found.add(f"{folder}/{name}/{metadata.get('namespace', '')}/{metadata['name']}")
+    lease = api.request("GET", f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases").body["items"]
+    return found | {f"leases/{NAMESPACE}/{item['metadata']['name']}" for item in lease}
+
+
+def definitions(api: apiserver.ApiServer) -> set[str]:
+    return {
+        item["metadata"]["name"]
+        for item in api.request("GET", DEFINITIONS).body["items"]
+        if item["spec"]["group"] == "audit-operator.dev"
+    }
+
+
+def older(folder: Path) -> Path:
+    """This chart one version earlier: another CRD, one object less, one more."""
+    chart = folder / "audit-operator"
+    shutil.copytree(CHART, chart)
+    about = yaml.safe_load((chart / "Chart.yaml").read_text())
+    (chart / "Chart.yaml").write_text(yaml.safe_dump(about | {"version": "0.0.9", "appVersion": "0.0.9"}))
+    for path in chart.glob("crds/*.yaml"):
+        crd = yaml.safe_load(path.read_text())
+        crd["metadata"]["annotations"]["audit-operator.dev/hash"] = "older"
+        crd["spec"]["versions"][0]["additionalPrinterColumns"].pop()
+        path.write_text(yaml.safe_dump(crd))
+    (chart / "templates" / "poddisruptionbudget.yaml").unlink()
+    gone = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: gone, namespace: {{ .Release.Namespace }}}\n"
+    (chart / "templates" / "gone.yaml").write_text(gone)
+    return chart
+
+
+def get(api: apiserver.ApiServer, path: str) -> Json:
+    answer = api.request("GET", path)
+    assert answer.ok, answer.body
+    return answer.body
+
+
+def test_one_command_installs_everything_and_one_leaves_nothing_behind_but_crds(helm: Helm) -> None:
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
+    helm.api.apply(f"/api/v1/namespaces/{NAMESPACE}", namespace)
+    before = everything(helm.api)
+
+    notes = helm.install(CHART, "--set", "backend.spec.clusterName=prod-eu-1")
+
+    assert get(helm.api, f"{OURS}/auditbackends/default")["spec"]["clusterName"] == "prod-eu-1"
+    assert definitions(helm.api) == {f"{kind}.audit-operator.dev" for kind in KINDS}
+    assert len(everything(helm.api) - before) > 12
+    assert "kubectl get auditbackend default" in notes
+
+    helm.uninstall()
+    assert everything(helm.api) == before
+    assert definitions(helm.api) == {f"{kind}.audit-operator.dev" for kind in KINDS}
+
+
+def test_an_uninstalled_release_comes_back_under_another_name_and_finds_the_policies(helm: Helm) -> None:
+    helm.install(CHART)
+    policy = {"apiVersion": "audit-operator.dev/v1alpha1", "kind": "AuditPolicy", "metadata": {"name": "kept"}}
+    path = f"{OURS}/namespaces/{NAMESPACE}/auditpolicies/kept"
+    assert helm.api.apply(path, policy | {"spec": {"preset": "CIS"}}).ok
+    helm.uninstall()
+
+    helm.install(CHART, release="other")
+
+    assert get(helm.api, path)["spec"]["preset"] == "CIS"
+    helm.run("uninstall", "other", "-n", NAMESPACE)
+
+
+def test_installing_again_changes_nothing(helm: Helm) -> None:
+    helm.install(CHART)
+    before = {path: get(helm.api, path)["metadata"] for path in PATHS}
+    helm.upgrade(CHART)
+    after = {path: get(helm.api, path)["metadata"] for path in PATHS}
+    assert {path: (each["uid"], each["resourceVersion"]) for path, each in after.items()} == {
+        path: (each["uid"], each["resourceVersion"]) for path, each in before.items()
+    }
+
+
+PATHS = (
+    f"{OURS}/auditbackends/default",
+    f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/audit-operator",
+    f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/audit-operator",
+    "/apis/rbac.authorization.k8s.io/v1/clusterroles/audit-operator",
+)
+
+
+def test_an_upgrade_keeps_the_lease_that_a_running_operator_holds(helm: Helm) -> None:
+    helm.install(CHART)
+    path = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/audit-operator"
+    held = get(helm.api, path) | {"spec": {"holderIdentity": "audit-operator-0", "leaseDurationSeconds": 15}}
+    assert helm.api.request("PUT", path, held).ok
+
+    helm.upgrade(CHART, "--set", "labels.team=platform")
+
+    lease = get(helm.api, path)
+    assert lease["spec"]["holderIdentity"] == "audit-operator-0"
+    assert lease["metadata"]["labels"]["team"] == "platform"
+
+
+def test_an_upgrade_waits_for_the_crds_and_then_goes_through(helm: Helm, tmp_path: Path) -> None:
+    """Helm does not upgrade crds/, and an API server drops fields that its CRD does not know."""
+    helm.install(older(tmp_path))
+    deployment = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/audit-operator"
+    before = get(helm.api, deployment)["metadata"]["resourceVersion"]
+    backend = get(helm.api, f"{OURS}/auditbackends/default")["metadata"]["uid"]
+
+    refusal = helm.upgrade(CHART, ok=False)
+    assert "helm show crds" in refusal
+    assert get(helm.api, deployment)["metadata"]["resourceVersion"] == before
+
+    helm.apply_crds(CHART)
+    helm.upgrade(CHART)
+
+    assert get(helm.api, f"{OURS}/auditbackends/default")["metadata"]["uid"] == backend
+    assert helm.api.request("GET", f"/api/v1/namespaces/{NAMESPACE}/configmaps/gone").status == 404
+    assert helm.api.request("GET", f"/apis/policy/v1/namespaces/{NAMESPACE}/poddisruptionbudgets/audit-operator").ok
+    assert get(helm.api, deployment)["metadata"]["labels"]["helm.sh/chart"] != "audit-operator-0.0.9"
+
+
+@pytest.mark.parametrize("package", PREVIOUS, ids=[path.stem for path in PREVIOUS])
+def test_releases_of_earlier_charts_can_be_upgraded_and_rolled_back(helm: Helm, package: Path, tmp_path: Path) -> None:
+    with tarfile.open(package) as archive:
+        archive.extractall(tmp_path / "earlier", filter="data")
+    earlier = tmp_path / "earlier" / "audit-operator"
+    helm.install(earlier)
+    policy = {"apiVersion": "audit-operator.dev/v1alpha1", "kind": "AuditPolicy", "metadata": {"name": "kept"}}
+    path = f"{OURS}/namespaces/{NAMESPACE}/auditpolicies/kept"
+    assert helm.api.apply(path, policy | {"spec": {"preset": "CIS"}}).ok
+    uid = get(helm.api, f"{OURS}/auditbackends/default")["metadata"]["uid"]
+
+    helm.apply_crds(CHART)
+    helm.upgrade(CHART)
+    helm.run("rollback", "audit-operator", "-n", NAMESPACE)
+    helm.upgrade(CHART)
+
+    assert get(helm.api, path)["spec"]["preset"] == "CIS"
+    assert get(helm.api, f"{OURS}/auditbackends/default")["metadata"]["uid"] == uid
+
+
+def test_a_second_operator_in_another_namespace_is_refused(helm: Helm) -> None:
+    helm.install(CHART)
+    options = ("-n", f"{NAMESPACE}-2", "--create-namespace", "--set", "backend.create=false")
+    refusal = helm.run("install", "second", CHART, *options, ok=False)
+    assert "cannot be imported into the current release" in refusal
+
+
+def test_the_api_server_says_what_is_wrong_with_the_backend_and_nothing_is_installed_halfway(helm: Helm) -> None:
+    helm.install(CHART, "--set", "backend.spec.receiver.replicas=2")
+    backend = get(helm.api, f"{OURS}/auditbackends/default")
+    refusal = helm.upgrade(CHART, "--set", "backend.spec.receiver.replicas=0", ok=False)
+    assert "spec.receiver.replicas" in refusal
+    assert get(helm.api, f"{OURS}/auditbackends/default")["spec"] == backend["spec"]
+
+
+def test_the_operator_may_do_what_the_chart_grants_and_no_more(helm: Helm) -> None:
+    """Asked of the API server's own authorizer."""
+    helm.install(CHART)
+
+    def may(verb: str, resource: str, group: str = "", namespace: str = "", name: str = "") -> bool:
+        attributes = {"verb": verb, "group": group, "namespace": namespace, "name": name}
+        attributes["resource"], _, attributes["subresource"] = resource.partition("/")
+        review = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SubjectAccessReview",
+            "spec": {
+                "user": f"system:serviceaccount:{NAMESPACE}:audit-operator",
+                "groups": ["system:authenticated"],
+                "resourceAttributes": attributes,
+            },
+        }
+        answer = helm.api.request("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", review)
+        return bool(answer.body["status"]["allowed"])
+
+    ours = "audit-operator.dev"
+    assert may("watch", "auditpolicies", ours)
+    assert may("patch", "auditbackends/status", ours)
+    assert may("patch", "secrets", namespace=NAMESPACE)
+    assert may("update", "leases", "coordination.k8s.io", NAMESPACE, "audit-operator")
+    assert not may("update", "leases", "coordination.k8s.io", NAMESPACE, "another")
+    assert not may("create", "leases", "coordination.k8s.io", NAMESPACE)
+    assert not may("patch", "auditpolicies", ours, NAMESPACE)
+    assert not may("delete", "auditsinks", ours, NAMESPACE)
+    assert not may("get", "secrets", namespace="default")
+    assert not may("create", "pods/exec", namespace=NAMESPACE)
+
+    helm.upgrade(CHART, "--set", "backend.spec.tenants.enabled=true", "--set", "rbac.aggregate.policyAuthor={edit}")
+    apiserver.eventually(lambda: may("get", "secrets", namespace="default"))
+    assert not may("list", "secrets", namespace="default")
+    role = get(helm.api, "/apis/rbac.authorization.k8s.io/v1/clusterroles/audit-operator-policy-author")
+    assert role["metadata"]["labels"]["rbac.authorization.k8s.io/aggregate-to-edit"] == "true"
