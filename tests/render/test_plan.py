@@ -544,7 +544,6 @@ def test_without_a_cluster_to_own_them_objects_have_no_owner_and_with_it_all_hav
             "name": "default",
             "uid": "u-1",
             "controller": True,
-            "blockOwnerDeletion": True,
         }
 
 

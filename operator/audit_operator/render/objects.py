@@ -90,8 +90,7 @@ def owned(items: Iterable[Object], owner: "AuditBackend | None") -> tuple[Object
         "kind": owner.kind,
         "name": owner.metadata.name,
         "uid": owner.metadata.uid,
-        "controller": True,
-        "blockOwnerDeletion": True,
+        "controller": True,  # without blockOwnerDeletion, which would take a right on the owner's finalizers
     }
     for item in found:
         item["metadata"]["ownerReferences"] = [reference]
