@@ -19,7 +19,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -303,6 +303,14 @@ def _wait(condition: Any, process: subprocess.Popen[bytes], log: Path, seconds: 
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
             raise RuntimeError(f"{process.args[0]} does not come up:\n{tail}")  # type: ignore[index]
         time.sleep(0.2)
+
+
+def eventually(condition: Callable[[], object], seconds: float = 30) -> None:
+    """Waits until ``condition`` holds; AssertionError if it never does."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it never came to be"
+        time.sleep(0.1)
 
 
 def free_port() -> int:

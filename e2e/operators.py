@@ -32,9 +32,14 @@ def install(api: ApiServer, permissions: tuple[Permission, ...] = PERMISSIONS) -
     grant(api, permissions)
     lease = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/{LEASE}"
     must(api.apply(lease, _object("coordination.k8s.io/v1", "Lease", LEASE, NAMESPACE)))
+    return token_of(api, NAMESPACE)
+
+
+def token_of(api: ApiServer, namespace: str) -> str:
+    """A token of the operator's service account, as its pod gets one."""
     request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 86400}}
-    answer = api.request("POST", f"{folder}/audit-operator/token", request)
-    token: str = must(answer)["status"]["token"]
+    path = f"/api/v1/namespaces/{namespace}/serviceaccounts/audit-operator/token"
+    token: str = must(api.request("POST", path, request))["status"]["token"]
     return token
 
 
@@ -73,7 +78,7 @@ def must(answer: Any) -> Json:
 class Operator:
     """A running operator."""
 
-    def __init__(self, plane: ControlPlane, token: str, name: str, *options: str) -> None:
+    def __init__(self, plane: ControlPlane, token: str, name: str, *options: str, namespace: str = NAMESPACE) -> None:
         self.name = name
         self.port = free_port()
         self.log = plane.folder / f"{name}.log"
@@ -81,7 +86,7 @@ class Operator:
             str(Path(sys.executable).with_name("audit-operator")),
             "run",
             f"--kubeconfig={plane.kubeconfig(token)}",
-            f"--namespace={NAMESPACE}",
+            f"--namespace={namespace}",
             f"--identity={name}",
             f"--listen=127.0.0.1:{self.port}",
             "--image=registry.example/audit-operator:test",
@@ -134,9 +139,11 @@ class Operator:
 
 
 @contextlib.contextmanager
-def running(plane: ControlPlane, token: str, name: str = "one", *options: str) -> Iterator[Operator]:
+def running(
+    plane: ControlPlane, token: str, name: str = "one", *options: str, namespace: str = NAMESPACE
+) -> Iterator[Operator]:
     """An operator that is ready."""
-    operator = Operator(plane, token, name, *options)
+    operator = Operator(plane, token, name, *options, namespace=namespace)
     try:
         wait_for(lambda: operator.get("/readyz")[0] == 200, f"{name} is ready", operator)
         yield operator

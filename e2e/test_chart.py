@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import yaml
 
 import apiserver
+import operators
 
 Json = dict[str, Any]
 ROOT = Path(__file__).parents[1]
@@ -32,14 +34,19 @@ BY_ITSELF = {("serviceaccounts", "default"), ("configmaps", "kube-root-ca.crt")}
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[apiserver.ApiServer]:
-    """An API server of this module's own: the tests delete the CRDs that all others share."""
+def plane() -> Iterator[apiserver.ControlPlane]:
+    """A control plane of this module's own: the tests delete the CRDs that all others share."""
     if os.environ.get("E2E_KUBECONFIG"):
         pytest.skip("deletes CRDs, and with them every AuditPolicy: not in a cluster that is somebody's")
     if apiserver.find_binaries() is None:
         pytest.skip(apiserver.HOW_TO_GET_ONE)
-    with apiserver.running() as running:
+    with apiserver.control_plane() as running:
         yield running
+
+
+@pytest.fixture
+def server(plane: apiserver.ControlPlane) -> apiserver.ApiServer:
+    return plane.api
 
 
 class Helm:
@@ -172,6 +179,41 @@ def test_one_command_installs_everything_and_one_leaves_nothing_behind_but_crds(
     assert definitions(helm.api) == {f"{kind}.audit-operator.dev" for kind in KINDS}
 
 
+def test_the_operator_works_with_what_the_chart_grants_and_goes_without_a_trace(
+    helm: Helm, plane: apiserver.ControlPlane
+) -> None:
+    """The process as the Deployment would start it: its service account, its arguments, its environment."""
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
+    helm.api.apply(f"/api/v1/namespaces/{NAMESPACE}", namespace)
+    try:
+        manager = plane.controller_manager()
+        manager.__enter__()
+    except LookupError as missing:
+        pytest.skip(str(missing))
+    try:
+        before = everything(helm.api)
+        helm.install(CHART)
+        (container,) = get(helm.api, PATHS[1])["spec"]["template"]["spec"]["containers"]
+        arguments = [each for each in container["args"][1:] if not each.startswith(("--listen", "--log-level-file"))]
+        token = operators.token_of(helm.api, NAMESPACE)
+        with operators.running(plane, token, "pod", *arguments, namespace=NAMESPACE) as operator:
+            policy = {"apiVersion": "audit-operator.dev/v1alpha1", "kind": "AuditPolicy", "metadata": {"name": "first"}}
+            path = f"{OURS}/namespaces/{NAMESPACE}/auditpolicies/first"
+            assert helm.api.apply(path, policy | {"spec": {"preset": "CIS"}}).ok
+            operators.wait_for(
+                lambda: operators.condition(get(helm.api, path), "Ready").get("status") == "True", "Ready", operator
+            )
+            assert helm.api.request("GET", f"/api/v1/namespaces/{NAMESPACE}/configmaps/audit-apiserver").ok
+            assert "forbidden" not in operator.log.read_text()
+            # As with a real uninstall: the pod outlives its rights and the AuditBackend for a while.
+            helm.uninstall()
+            time.sleep(3)
+        assert helm.api.request("DELETE", path).ok
+        apiserver.eventually(lambda: everything(helm.api) == before, 60)
+    finally:
+        manager.__exit__(None, None, None)
+
+
 def test_an_uninstalled_release_comes_back_under_another_name_and_finds_the_policies(helm: Helm) -> None:
     helm.install(CHART)
     policy = {"apiVersion": "audit-operator.dev/v1alpha1", "kind": "AuditPolicy", "metadata": {"name": "kept"}}
@@ -296,7 +338,8 @@ def test_the_operator_may_do_what_the_chart_grants_and_no_more(helm: Helm) -> No
     assert may("patch", "secrets", namespace=NAMESPACE)
     assert may("update", "leases", "coordination.k8s.io", NAMESPACE, "audit-operator")
     assert not may("update", "leases", "coordination.k8s.io", NAMESPACE, "another")
-    assert not may("create", "leases", "coordination.k8s.io", NAMESPACE)
+    assert may("create", "leases", "coordination.k8s.io", NAMESPACE)
+    assert not may("create", "leases", "coordination.k8s.io", "default")
     assert not may("patch", "auditpolicies", ours, NAMESPACE)
     assert not may("delete", "auditsinks", ours, NAMESPACE)
     assert not may("get", "secrets", namespace="default")
