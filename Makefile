@@ -40,6 +40,7 @@ generate: $(STAMP) ## write what is generated: crds/ (the chart's too), docs/ref
 	$(BIN)/audit-operator crds -o charts/audit-operator/crds
 	$(BIN)/audit-operator crds --reference -o docs/reference.md
 	$(BIN)/python -m audit_operator.cli.manual > docs/cli.md
+	scripts/argocd-health
 
 bench: $(STAMP) ## the tables of docs/benchmarks.md
 	$(BIN)/python -m bench

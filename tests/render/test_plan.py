@@ -681,11 +681,11 @@ def test_observed_conditions_take_their_place_and_the_last_word_follows() -> Non
     )
     refused = Condition("Applied", "False", "Forbidden", "may not patch services")
     stuck = with_conditions(waiting, refused)
-    assert types(stuck) == ["Rendered", "ReceiverReady", "Installed", "EventsFlowing", "Applied", "Stalled", "Ready"]
+    assert types(stuck) == ["Rendered", "ReceiverReady", "Applied", "Installed", "EventsFlowing", "Stalled", "Ready"]
     assert stuck.ready.reason == "Forbidden"
     good = with_conditions(stuck, true("Applied", "is"), true("ReceiverReady", "2 of 2"))
     assert good.ready.status == "True"
-    assert types(good) == ["Rendered", "ReceiverReady", "Installed", "EventsFlowing", "Applied", "Ready"]
+    assert types(good) == ["Rendered", "Applied", "ReceiverReady", "Installed", "EventsFlowing", "Ready"]
     assert with_conditions(good) == good
 
 
@@ -710,4 +710,4 @@ def test_people_and_programs_wait_for_what_is_under_way_and_for_nothing_else(fou
     assert ("Stalled" in types(status_)) == stalled
     assert ("Reconciling" in types(status_)) == (not stalled and any(each.under_way for each in bad))
     assert types(status_)[-1] == "Ready"
-    assert with_conditions(status_, *reversed(found)) == status_
+    assert with_conditions(status_, *found) == status_

@@ -66,7 +66,9 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
             return false("Published", Refusal("NotApplied", why))
         if self.waiting:
             return under_way(
-                "Published", "WaitingForAddress", "condition Applied of AuditBackend default says for what"
+                "Published",
+                "WaitingForAddress",
+                "nothing is published before the receivers' Service has an address; see AuditBackend default",
             )
         return true("Published", "what API servers and receivers are to run has it")
 

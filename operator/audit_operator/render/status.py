@@ -101,13 +101,15 @@ def under_way(kind: str, reason: str, message: str) -> Condition:
 
 
 def with_conditions(status: ResourceStatus, *conditions: Condition) -> ResourceStatus:
-    """The status with these conditions, each in the place of the one of its type or after the others.
+    """The status with these conditions, each instead of the one of its type, after the others that were observed.
 
     Ready, Reconciling and Stalled follow anew.
     """
-    found = {each.type: each for each in status.conditions if each.type not in _CONCLUSIONS}
-    found |= {each.type: each for each in conditions}
-    return msgspec.structs.replace(status, conditions=_concluded(tuple(found.values())))
+    given = {each.type for each in conditions} | _CONCLUSIONS
+    kept = [each for each in status.conditions if each.type not in given]
+    observed = [each for each in kept if each.reason != NOT_OBSERVED]
+    unseen = [each for each in kept if each.reason == NOT_OBSERVED]
+    return msgspec.structs.replace(status, conditions=_concluded((*observed, *conditions, *unseen)))
 
 
 def _concluded(conditions: tuple[Condition, ...]) -> tuple[Condition, ...]:
