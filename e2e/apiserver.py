@@ -22,6 +22,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 Json = dict[str, Any]
@@ -63,11 +64,20 @@ class ApiServer:
     ca: Path | None = None
 
     def request(
-        self, method: str, path: str, body: object = None, *, content: str = "application/json", accept: str = ""
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        content: str = "application/json",
+        accept: str = "",
+        headers: Mapping[str, str] = MappingProxyType({}),
+        token: str = "",
     ) -> Answer:
-        headers = {"Accept": accept or "application/json", "Content-Type": content}
+        """``token``: another user's."""
+        headers = {"Accept": accept or "application/json", "Content-Type": content, **headers}
         if self.token:
-            headers["Authorization"] = f"Bearer {self.token}"
+            headers["Authorization"] = f"Bearer {token or self.token}"
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.url}{path}", data, headers, method=method)
         context = ssl.create_default_context(cafile=self.ca) if self.ca else None
@@ -99,8 +109,12 @@ class ApiServer:
 def _answer(response: Any) -> Answer:
     warnings = tuple(response.headers.get_all("Warning") or ())
     text = response.read().decode()
-    is_json = "json" in response.headers.get("Content-Type", "")
-    body = json.loads(text) if is_json else {"text": text}
+    try:
+        body = json.loads(text)
+    except ValueError:  # text, nothing, or the lines of a watch
+        body = {"text": text}
+    if not isinstance(body, dict):
+        body = {"text": text}
     return Answer(response.status, body, warnings)
 
 
