@@ -140,12 +140,17 @@ class Operator:
 
 @contextlib.contextmanager
 def running(
-    plane: ControlPlane, token: str, name: str = "one", *options: str, namespace: str = NAMESPACE
+    plane: ControlPlane,
+    token: str,
+    name: str = "one",
+    *options: str,
+    namespace: str = NAMESPACE,
+    seconds: float = 30,
 ) -> Iterator[Operator]:
     """An operator that is ready."""
     operator = Operator(plane, token, name, *options, namespace=namespace)
     try:
-        wait_for(lambda: operator.get("/readyz")[0] == 200, f"{name} is ready", operator)
+        wait_for(lambda: operator.get("/readyz")[0] == 200, f"{name} is ready", operator, seconds)
         yield operator
     finally:
         if operator.process.poll() is None:

@@ -6,12 +6,16 @@ import itertools
 import json
 import random
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 import operators
-from apiserver import ApiServer, ControlPlane, Json
+from apiserver import Answer, ApiServer, ControlPlane, Json, control_plane
 from audit_operator.controller.permissions import PERMISSIONS
 from clusters import (
     CHILDREN,
@@ -19,6 +23,7 @@ from clusters import (
     SETUP,
     Cluster,
     backend,
+    install_crds,
     namespace,
     plain,
     policy,
@@ -507,3 +512,59 @@ def test_every_permission_is_used_and_none_is_missing(cluster: Cluster, operator
         and not any((verb, each.group, each.resource, scope) in asked for scope in scopes[each.scope])
     ]
     assert unused == []
+
+
+# --- an API server with no time --------------------------------------------------------------------------------------
+
+
+def test_it_gets_through_an_api_server_that_turns_many_requests_away() -> None:
+    flags = ["--enable-priority-and-fairness=false", "--max-requests-inflight=2", "--max-mutating-requests-inflight=1"]
+    with contextlib.ExitStack() as stack:
+        try:
+            plane = stack.enter_context(control_plane(flags))
+        except LookupError as missing:
+            pytest.skip(str(missing))
+        insisting = Insisting(plane)
+        install_crds(insisting)
+        token = operators.install(insisting)
+        busy = Cluster(plane)
+        stop = threading.Event()
+
+        def crowd() -> None:
+            while not stop.is_set():
+                plane.api.request("GET", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions")
+
+        threads = [threading.Thread(target=crowd, daemon=True) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        try:
+            operator = stack.enter_context(running(plane, token, "patient", seconds=90))
+            for document in SETUP:
+                must(insisting.apply(busy.path(document), document))
+            wait_for(lambda: ready(insisting, busy.path(SETUP[2])), "Ready", operator, 90)
+            assert operator.process.poll() is None
+            _, text = operator.get("/metrics")
+            assert 'status="429"' in text or "TooManyRequests" in operator.log.read_text()
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join(10)
+
+
+class Insisting(ApiServer):
+    """Asks again where it is turned away."""
+
+    def __init__(self, plane: ControlPlane) -> None:
+        super().__init__(plane.api.url, plane.api.token, plane.api.ca)
+
+    def request(self, *arguments: Any, **options: Any) -> Answer:
+        for _ in range(200):
+            answer = super().request(*arguments, **options)
+            if answer.status != 429:
+                return answer
+            time.sleep(0.1)
+        return answer
+
+
+def ready(api: ApiServer, path: str) -> bool:
+    return condition(must(api.request("GET", path)), "Ready").get("status") == "True"

@@ -7,6 +7,7 @@ come when somebody asks for them and are kept by nobody here.
 import asyncio
 import contextlib
 import json
+import random
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -28,6 +29,8 @@ FIELD_MANAGER: Final = "audit-operator"
 
 _METADATA: Final = "application/json;as={};g=meta.k8s.io;v=v1"
 _DISCOVERY: Final = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
+_TURNED_AWAY: Final = 10  # times that one request is sent again
+_LONGEST_WAIT: Final = 5.0  # seconds; what takes longer is for the next pass
 _TIMEOUT: Final = 30.0  # seconds; what the API server itself gives a request is 60
 _WATCH_SECONDS: Final = 300  # of one watch; a connection that died silently is noticed after that
 _QUIET: Final = 75.0  # seconds without a line, though API servers send a bookmark every 60
@@ -255,12 +258,26 @@ class Cluster:
             self._discovered = said, Discovered(number, _kinds(groups), _served(groups))
         return self._discovered[1]
 
+    async def _patiently(self, method: str, path: str, **rest: Any) -> Any:
+        """A request; where the API server has no time for it, again when it says, as client-go does."""
+        queries = rest.pop("query_params", ())
+        for wait in range(_TURNED_AWAY):
+            try:
+                return await self._dynamic.request(method, path, query_params=[*queries], **rest)  # it adds to the list
+            except DynamicApiError as error:
+                asked = _retry_after(error)
+                if asked is None:
+                    raise
+                # Not all at the same moment: others were turned away with us.
+                await asyncio.sleep(min(asked, _LONGEST_WAIT) * random.uniform(0.5, 1 + wait / 4))  # noqa: S311
+        return await self._dynamic.request(method, path, query_params=[*queries], **rest)
+
     async def _raw(self, path: str, accept: str) -> Any:
         tag, known = self._tags.get(path, ("", None))
         headers = {"Accept": accept} | ({"If-None-Match": tag} if tag else {})
         what = f"get {path}"
         try:
-            response = await self._dynamic.request(
+            response = await self._patiently(
                 "get", path, header_params=headers, serialize=False, _request_timeout=_TIMEOUT
             )
             answer = await response.json(content_type=None)
@@ -305,7 +322,7 @@ class Cluster:
         counted = metrics.REQUESTS.labels(verb, f"{of.plural}/{subresource}" if subresource else of.plural)
         rest.setdefault("_request_timeout", _TIMEOUT)
         try:
-            answer = await self._dynamic.request(method, path, serializer=_as_it_is, **rest)
+            answer = await self._patiently(method, path, serializer=_as_it_is, **rest)
         except DynamicApiError as error:
             counted.inc()
             metrics.REQUEST_ERRORS.labels(verb, of.plural, str(error.status)).inc()
@@ -317,6 +334,17 @@ class Cluster:
             raise UnreachableError(what, error) from None
         counted.inc()
         return answer
+
+
+def _retry_after(error: DynamicApiError) -> float | None:
+    """Seconds after which the API server wants to be asked again; None if that is of no use."""
+    if error.status not in (429, 503):
+        return None
+    headers = {str(name).lower(): value for name, value in dict(error.headers or {}).items()}
+    try:
+        return float(headers["retry-after"])
+    except (KeyError, ValueError):
+        return 1.0 if error.status == 429 else None
 
 
 def _as_it_is(_: object, answer: object) -> object:
