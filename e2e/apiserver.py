@@ -29,7 +29,7 @@ Json = dict[str, Any]
 
 HOW_TO_GET_ONE = (
     "no API server: set E2E_KUBECONFIG to a cluster that may be changed, or KUBEBUILDER_ASSETS to a folder with "
-    "kube-apiserver and etcd (`setup-envtest use 1.36.x -p path` fetches one)"
+    "kube-apiserver and etcd (`setup-envtest use 1.36.x -p path` fetches one); or install kind where Docker runs"
 )
 
 APPLY = "application/apply-patch+yaml"
@@ -123,6 +123,10 @@ def running(flags: Sequence[str] = ()) -> Iterator[ApiServer]:
     """An API server; ``flags`` are added where it is started here. Raises LookupError saying how to get one."""
     if kubeconfig := os.environ.get("E2E_KUBECONFIG"):
         with _proxy(kubeconfig) as server:
+            yield server
+        return
+    if find_binaries() is None and not flags and _kind_works():
+        with _kind() as server:
             yield server
         return
     with control_plane(flags) as plane:
@@ -229,6 +233,27 @@ def find_binaries() -> Path | None:
     versions = Path.home().glob(".local/share/kubebuilder-envtest/k8s/*/kube-apiserver")
     found = sorted(versions, key=lambda path: [int(number) for number in re.findall(r"\d+", path.parent.name)[:3]])
     return found[-1].parent if found else None
+
+
+def _kind_works() -> bool:
+    if not (shutil.which("kind") and shutil.which("kubectl") and shutil.which("docker")):
+        return False
+    return subprocess.run(["docker", "info"], capture_output=True, check=False).returncode == 0
+
+
+@contextlib.contextmanager
+def _kind() -> Iterator[ApiServer]:
+    """A cluster in Docker, for as long as the tests run."""
+    name = f"audit-operator-e2e-{secrets.token_hex(3)}"
+    with tempfile.TemporaryDirectory() as folder:
+        kubeconfig = str(Path(folder) / "kubeconfig")
+        create = ["kind", "create", "cluster", f"--name={name}", f"--kubeconfig={kubeconfig}", "--wait=120s"]
+        subprocess.run(create, check=True, capture_output=True)
+        try:
+            with _proxy(kubeconfig) as server:
+                yield server
+        finally:
+            subprocess.run(["kind", "delete", "cluster", f"--name={name}"], check=True, capture_output=True)
 
 
 @contextlib.contextmanager
