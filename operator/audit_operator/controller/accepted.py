@@ -10,10 +10,12 @@ import json
 import logging
 import zlib
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Final
 
 from audit_operator.controller.watching import Seen
 from audit_operator.render.objects import Object, encoded, new
+from audit_operator.render.remembered import Same
 from audit_operator.render.world import Identity, Invalid, Resources, identity_of
 from audit_operator.resources.load import Resource, ResourceError, load_resource, to_document
 
@@ -26,14 +28,18 @@ _PER_SHARD: Final = 500
 """Resources in one ConfigMap, which takes 1 MiB: the largest AuditPolicies need some 2 kB each, packed."""
 
 
-def current(seen: Iterable[Seen], last_good: Mapping[Identity, Resource]) -> Resources:
+LastGood = Mapping[Identity, Resource | Object]
+"""The last valid versions; as documents where they come from the cluster, for hardly any is ever needed."""
+
+
+def current(seen: Iterable[Seen], last_good: LastGood) -> Resources:
     """The resources there are; of an invalid one the last good version, if it is known and of the same object."""
     items: list[Resource | Invalid] = []
     for each in seen:
         if each.resource is not None:
             items.append(each.resource)
             continue
-        good = last_good.get(each.identity)
+        good = _loaded(last_good.get(each.identity))
         if good is not None and good.metadata.uid != each.uid:
             good = None  # deleted and made anew: nobody accepted this one
         items.append(
@@ -56,35 +62,57 @@ def is_shard(name: str) -> bool:
 def written(accepted: Mapping[Identity, Resource], namespace: str) -> list[Object]:
     """The ConfigMaps that keep them. One change changes one of them."""
     count = -(-len(accepted) // _PER_SHARD)
-    shards: list[list[Object]] = [[] for _ in range(count)]
+    shards: list[list[Same[Resource]]] = [[] for _ in range(count)]
     for identity, resource in sorted(accepted.items()):
-        shards[zlib.crc32(str(identity).encode()) % count].append(to_document(resource))
+        shards[zlib.crc32(str(identity).encode()) % count].append(Same(resource))
     return [
-        new("v1", "ConfigMap", f"{NAME}-{number}", namespace, "operator", binaryData={_DATA: _packed(documents)})
-        for number, documents in enumerate(shards)
-        if documents
+        new("v1", "ConfigMap", f"{NAME}-{number}", namespace, "operator", binaryData={_DATA: _packed(tuple(shard))})
+        for number, shard in enumerate(shards)
+        if shard
     ]
 
 
-def read(objects: Iterable[Object]) -> dict[Identity, Resource]:
-    """What the ConfigMaps keep; of one resource in two of them the newer. What this version cannot read is left out."""
-    found: dict[Identity, Resource] = {}
+def read(objects: Iterable[Object]) -> dict[Identity, Object]:
+    """What the ConfigMaps keep, by resource; of one resource in two of them the newer."""
+    found: dict[Identity, Object] = {}
     for item in objects:
         for document in _unpacked(item):
             try:
-                resource = load_resource(document)
-            except ResourceError as error:
-                logger.warning("an accepted version is not valid for this operator any more: %s", error)
+                metadata = document["metadata"]
+                identity = Identity(document["kind"], metadata.get("namespace", ""), metadata["name"])
+                newer = identity not in found or _generation(found[identity]) < _generation(document)
+            except (KeyError, TypeError, AttributeError):
+                logger.warning("ConfigMap %s holds something that is no resource", item["metadata"]["name"])
                 continue
-            identity = identity_of(resource)
-            if identity not in found or found[identity].metadata.generation < resource.metadata.generation:
-                found[identity] = resource
+            if newer:
+                found[identity] = document
     return found
 
 
-def _packed(documents: list[Object]) -> str:
-    text = json.dumps(documents, sort_keys=True, separators=(",", ":"))
+def _generation(document: Object) -> int:
+    return int(document["metadata"].get("generation", 0))
+
+
+def _loaded(good: Resource | Object | None) -> Resource | None:
+    """The resource; None of a document that this version of the operator does not take any more."""
+    if not isinstance(good, dict):
+        return good
+    try:
+        return load_resource(good)
+    except ResourceError as error:
+        logger.warning("an accepted version is not valid for this operator any more: %s", error)
+        return None
+
+
+@lru_cache(maxsize=64)
+def _packed(resources: tuple[Same[Resource], ...]) -> str:
+    text = f"[{','.join(map(_text, resources))}]"
     return encoded(gzip.compress(text.encode(), compresslevel=6, mtime=0))
+
+
+@lru_cache(maxsize=8192)  # writing all of a thousand anew takes longer than a pass may
+def _text(resource: Same[Resource]) -> str:
+    return json.dumps(to_document(resource.value), sort_keys=True, separators=(",", ":"))
 
 
 def _unpacked(item: Object) -> list[Object]:

@@ -374,6 +374,6 @@ class _Memory(msgspec.Struct):
     ``credentials``: the sources and the Secret's version when they were last found equal.
     """
 
-    last_good: dict[Identity, Resource]
+    last_good: accepted.LastGood
     in_force: Policy | None
     credentials: tuple[str, str] | None = None

@@ -10,7 +10,6 @@ from typing import Final, NamedTuple, TypeVar
 import msgspec
 
 from audit_operator.policy.effective import Effective
-from audit_operator.policy.lint import lint
 from audit_operator.policy.model import Policy
 from audit_operator.render.apiserver import server_objects, server_revision
 from audit_operator.render.exposure import Exposed, exposed
@@ -18,7 +17,15 @@ from audit_operator.render.files import credentials_file, guide, manifest_files,
 from audit_operator.render.flags import Flags, flags, log_directory
 from audit_operator.render.objects import CONFIG_MAP_LIMIT, Object, is_served, owned, text_hash
 from audit_operator.render.program import Credential, PolicyInput, Program, credentials, encode, program
-from audit_operator.render.remembered import input_hash, judged, meaning_of, recording, redactions, resolved
+from audit_operator.render.remembered import (
+    bodies_recorded,
+    input_hash,
+    judged,
+    meaning_of,
+    recording,
+    redactions,
+    resolved,
+)
 from audit_operator.render.serverpolicy import server_policy
 from audit_operator.render.status import (
     ResourceStatus,
@@ -347,8 +354,7 @@ def _backend_problems(resources: Resources) -> list[Problem]:
 
 def _bodies_in_log(server: Policy, world: World) -> list[Problem]:
     """What receivers redact stands in the API servers' own log files as it came."""
-    findings = lint(server, whole=False, kinds=world.kinds, server=world.server_version)
-    found = sorted({finding.name for finding in findings if finding.code.startswith("AP3")})
+    found = bodies_recorded(server, world.kinds, world.server_version)
     if not found:
         return []
     return [

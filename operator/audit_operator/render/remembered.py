@@ -69,6 +69,13 @@ def judged(policy: AuditPolicy, kinds: Kinds, server: Version) -> Judged:
     return _judged(written, len(policy.spec.rules), kinds, server)
 
 
+@lru_cache(maxsize=2)  # as below
+def bodies_recorded(server: Policy, kinds: Kinds, version: Version) -> tuple[str, ...]:
+    """Names of the findings about bodies with credentials that API servers write."""
+    findings = lint(server, whole=False, kinds=kinds, server=version)
+    return tuple(sorted({finding.name for finding in findings if finding.code.startswith("AP3")}))
+
+
 def recording(server: Policy) -> "Remembering":
     """The server policy, to be asked whether it records what policies need."""
     return _recording(server)
