@@ -8,6 +8,8 @@ contents would take as long as the work saved.
 from functools import lru_cache
 from typing import Final, Generic, NamedTuple, TypeVar
 
+from msgspec import structs
+
 from audit_operator.policy.coverage import Coverage, Recording
 from audit_operator.policy.effective import Effective, Namespaces, effective, redactions_of, resolve
 from audit_operator.policy.kinds import Kinds, Version
@@ -22,6 +24,9 @@ T = TypeVar("T")
 
 _MANY: Final = 8192
 """AuditPolicies that are remembered; with more, those that were asked for longest ago are made again."""
+
+
+_SOMEWHERE: Final = "somewhere"
 
 
 class Same(Generic[T]):
@@ -65,8 +70,9 @@ def resolved(policy: Policy, namespaces: Namespaces) -> Policy:
 
 def judged(policy: AuditPolicy, kinds: Kinds, server: Version) -> Judged:
     """What lint says of it as it is written: a tenant's rules keep their numbers."""
-    written = meaning_of(policy, policy.metadata.namespace).policy
-    return _judged(written, len(policy.spec.rules), kinds, server)
+    namespace = policy.metadata.namespace
+    written = meaning_of(policy, namespace).policy
+    return _judged(_somewhere(written, namespace), len(policy.spec.rules), kinds, server)
 
 
 @lru_cache(maxsize=2)  # as below
@@ -114,6 +120,20 @@ def _redactions(same: Same[AuditPolicy]) -> tuple[RedactionRule, ...]:
 @lru_cache(maxsize=_MANY)
 def _one(policy: Policy) -> Policy:
     return policy
+
+
+def _somewhere(policy: Policy, namespace: str) -> Policy:
+    """The policy with another name for its own namespace, the same for all: no finding depends on what it is called."""
+    named = {name for rule in policy.rules for name in rule.namespaces}
+    if namespace not in named or _SOMEWHERE in named:
+        return policy
+    rules = (
+        structs.replace(rule, namespaces=tuple(_SOMEWHERE if name == namespace else name for name in rule.namespaces))
+        if namespace in rule.namespaces
+        else rule
+        for rule in policy.rules
+    )
+    return structs.replace(policy, rules=tuple(rules))
 
 
 @lru_cache(maxsize=_MANY)  # by content: tenants' policies of one shape are judged once
