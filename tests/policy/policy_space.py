@@ -5,6 +5,7 @@ import json
 from itertools import product
 from pathlib import Path
 
+import msgspec
 from hypothesis import strategies as st
 
 from audit_operator.policy.events import Event, decode, split
@@ -49,6 +50,25 @@ selecting_rules = st.builds(
     namespaces=_lists(_NAMESPACES),
     resources=st.lists(_entries, max_size=1).map(tuple),
     namespace_selector=st.just(LabelSelector((("tier", "prod"),))),
+)
+
+
+@st.composite
+def _confined_rules(draw: st.DrawFn) -> Rule:
+    """A rule about some users, groups or namespaces."""
+    rule = draw(rules)
+    where = {} if rule.non_resource_urls else {"namespaces": _NAMESPACES}
+    choices = {"users": _USERS, "user_groups": _GROUPS, **where}
+    fields = draw(st.lists(st.sampled_from(sorted(choices)), min_size=1, max_size=2, unique=True))
+    said = {field: draw(st.lists(st.sampled_from(choices[field]), min_size=1, unique=True)) for field in fields}
+    return msgspec.structs.replace(rule, **{field: tuple(values) for field, values in said.items()})
+
+
+confined_policies = st.builds(
+    Policy,
+    rules=st.lists(_confined_rules(), max_size=5).map(tuple),
+    omit_stages=_stages,
+    omit_managed_fields=st.booleans(),
 )
 
 EVERY_REQUEST = [

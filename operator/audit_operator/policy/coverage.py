@@ -3,9 +3,10 @@
 import msgspec
 
 from audit_operator.policy import witness
+from audit_operator.policy.bitsets import positions
 from audit_operator.policy.model import Level, Policy, Request, Rule
+from audit_operator.policy.outcome import NOTHING, outcome_of
 from audit_operator.policy.region import Region, RegionIndex
-from audit_operator.policy.union import NOTHING, Outcome, outcome_of
 
 
 class Coverage(msgspec.Struct, frozen=True):
@@ -45,8 +46,8 @@ class Recording:
             if need == NOTHING:
                 continue
             meets, covering = self._index.relations(Region.of(rule))
-            reach = _positions(meets & (covering ^ (covering - 1)))
-            if all(_enough(self._outcomes[position], need) for position in reach):
+            reach = list(positions(meets & (covering ^ (covering - 1))))
+            if all(self._outcomes[position].enough_for(need) for position in reach):
                 continue
             before = [other for other in policy.rules[:number] if other.namespace_selector is None]
             if rule.namespace_selector is not None:
@@ -55,7 +56,7 @@ class Recording:
             name = rule.origin or f"rules[{number}]"
             for place, position in enumerate(reach):
                 recorded = self._outcomes[position]
-                if _enough(recorded, need):
+                if recorded.enough_for(need):
                     continue
                 try:
                     found = witness.find([rule, self._rules[position]], [*before, *standing[:place]])
@@ -69,21 +70,3 @@ class Recording:
 def covers(server: Policy, policy: Policy) -> Coverage:
     """Whether ``server`` records at least what ``policy`` needs; of many policies ask one `Recording`."""
     return Recording(server).covers(policy)
-
-
-def _enough(outcome: Outcome, need: Outcome) -> bool:
-    return (
-        outcome.level >= need.level
-        and outcome.omit_stages <= need.omit_stages
-        and (need.omit_managed_fields or not outcome.omit_managed_fields)
-    )
-
-
-def _positions(mask: int) -> list[int]:
-    """The set bits, lowest first."""
-    found = []
-    while mask:
-        lowest = mask & -mask
-        found.append(lowest.bit_length() - 1)
-        mask ^= lowest
-    return found

@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from audit_operator.policy.bitsets import positions
 from audit_operator.policy.evaluate import bits
 from audit_operator.policy.findings import Finding, Place, Severity
 from audit_operator.policy.kinds import READS, WRITES
@@ -82,14 +83,7 @@ class Rules:
     def differing(self, index: int) -> Iterator[int]:
         """The rules below ``index`` that may match a request of it and would treat it differently."""
         meets = (self._meeting or self._finder).relations(self._regions[index])[0]
-        return _positions(meets & ~self._alike[self.outcomes[index]] & -(2 << index))
-
-
-def _positions(mask: int) -> Iterator[int]:
-    while mask:
-        lowest = mask & -mask
-        yield lowest.bit_length() - 1
-        mask ^= lowest
+        return positions(meets & ~self._alike[self.outcomes[index]] & -(2 << index))
 
 
 def _outcome(policy: Policy, rule: Rule) -> "Outcome":
@@ -220,13 +214,13 @@ def _covering(rules: Rules, index: int) -> list[int]:
     """The first rule that covers it alone; otherwise as few as it takes."""
     above = (1 << index) - 1
     if alone := rules.covering(index) & above:
-        return [next(_positions(alone))]
+        return [next(positions(alone))]
     needed = rules.standing(index) & above
-    for number in _positions(needed):
+    for number in positions(needed):
         fewer = needed & ~(1 << number)
         if not rules.possible(rules.broad[index], avoid=fewer):
             needed = fewer
-    return list(_positions(needed))
+    return list(positions(needed))
 
 
 def _has_no_effect(rules: Rules, index: int) -> bool:

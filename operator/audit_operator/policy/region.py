@@ -5,14 +5,16 @@ request, ``covers`` is never claimed wrongly. Both are exact but for two lists o
 request has many groups, so "in A and in B" is no list of groups) and for the item ``*/*``.
 """
 
+import operator
 from bisect import bisect_left
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, reduce
 from itertools import islice, product
 from typing import Final, NamedTuple, Self, TypeVar
 
 import msgspec
 
+from audit_operator.policy.bitsets import mask
 from audit_operator.policy.model import GroupResources, Rule
 
 T = TypeVar("T", bound=Hashable)
@@ -37,16 +39,26 @@ class Atom(NamedTuple):
 
 
 def _atom_and(one: Atom, other: Atom) -> Atom | None:
-    """The pattern of what both match, None if there is nothing."""
-    fields = []
-    for mine, theirs in zip(one, other, strict=True):
-        if mine is None:
-            fields.append(theirs)
-        elif theirs is None or theirs == mine:
-            fields.append(mine)
-        else:
-            return None
-    return Atom(*fields)
+    """The pattern of what both match, None if there is nothing. Written out: a union asks this most of all."""
+    group, resource, subresource, name = one
+    their_group, their_resource, their_subresource, their_name = other
+    if resource is None:
+        resource = their_resource
+    elif their_resource is not None and their_resource != resource:
+        return None
+    if group is None:
+        group = their_group
+    elif their_group is not None and their_group != group:
+        return None
+    if subresource is None:
+        subresource = their_subresource
+    elif their_subresource is not None and their_subresource != subresource:
+        return None
+    if name is None:
+        name = their_name
+    elif their_name is not None and their_name != name:
+        return None
+    return Atom(group, resource, subresource, name)
 
 
 def _atom_covers(one: Atom, other: Atom) -> bool:
@@ -110,15 +122,8 @@ class Region(msgspec.Struct, frozen=True):
             paths = _both_paths(self.paths, other.paths)
         if _nothing(atoms) or _nothing(paths):
             return None
-        return type(self)(
-            scope=scope,
-            users=users,
-            user_groups=_both_groups(self.user_groups, other.user_groups),
-            verbs=verbs,
-            namespaces=namespaces,
-            atoms=atoms,
-            paths=paths,
-        )
+        user_groups = _both_groups(self.user_groups, other.user_groups)
+        return type(self)(scope, users, user_groups, verbs, namespaces, atoms, paths)
 
     def covers(self, other: Self) -> bool:
         """Whether every request of the other region is in this one."""
@@ -177,9 +182,15 @@ def _both_groups(mine: Values, theirs: Values) -> Values:
     return theirs if mine is None or (theirs is not None and theirs <= mine) else mine
 
 
-def shared_atoms(mine: Iterable[Atom], theirs: Iterable[Atom]) -> list[Atom]:
+def shared_atoms(mine: Iterable[Atom], theirs: Collection[Atom]) -> list[Atom]:
     """What both match, exactly, pattern by pattern."""
-    return [both for one, other in product(mine, theirs) if (both := _atom_and(one, other)) is not None]
+    return [
+        both
+        for one in mine
+        for other in theirs
+        if one[1] == other[1] or one[1] is None or other[1] is None  # most pairs of resources end here
+        if (both := _atom_and(one, other)) is not None
+    ]
 
 
 MOST_PAIRS: Final = 1 << 18
@@ -269,6 +280,7 @@ def _item(item: str) -> list[tuple[str | None, str | None]]:
     return patterns
 
 
+@lru_cache(maxsize=4096)
 def entries(atoms: frozenset[Atom]) -> tuple[GroupResources, ...]:
     """Atoms as ``resources`` of a rule: few entries, sorted."""
     items: dict[tuple[str, str], set[str | None]] = {}
@@ -301,8 +313,8 @@ class RegionIndex:
     def __init__(self, regions: Sequence[Region | None]) -> None:
         self._scopes = {
             scope: (
-                _mask(i for i, region in enumerate(regions) if region and region.scope & scope),
-                _mask(i for i, region in enumerate(regions) if region and region.scope & scope == scope),
+                mask(i for i, region in enumerate(regions) if region and region.scope & scope),
+                mask(i for i, region in enumerate(regions) if region and region.scope & scope == scope),
             )
             for scope in (RESOURCE, NON_RESOURCE, BOTH)
         }
@@ -312,6 +324,9 @@ class RegionIndex:
         self._namespaces = _ValueIndex([region.namespaces if region else None for region in regions])
         self._atoms = _AtomIndex([region.atoms if region else None for region in regions])
         self._paths = _PathIndex([region.paths if region else None for region in regions])
+        # Many lists of rules name no users, and many no namespaces: such a field decides nothing.
+        fields = (("users", self._users), ("verbs", self._verbs), ("namespaces", self._namespaces))
+        self._said = [(field, index) for field, index in fields if index]
 
     def relations(self, region: Region) -> tuple[int, int]:
         """(regions that share a request with this one, regions that cover it); the second is a subset of the first.
@@ -319,14 +334,11 @@ class RegionIndex:
         Sharing is judged field by field, so a region may be named that shares nothing only where userGroups overlap.
         """
         meets, covers = self._scopes[region.scope]
-        for meet, cover in (
-            self._users.relations(region.users),
-            self._user_groups.relations_of_groups(region.user_groups),
-            self._verbs.relations(region.verbs),
-            self._namespaces.relations(region.namespaces),
-        ):
+        for field, index in self._said:
+            meet, cover = index.relations(getattr(region, field))
             meets &= meet
             covers &= cover
+        covers &= self._user_groups.relations(region.user_groups)[1]  # any two lists meet: a user can be in both
         if not meets:
             return 0, 0
         resource_meets, resource_covers = self._atoms.relations(region.atoms)
@@ -364,32 +376,21 @@ class RegionIndex:
         return self._scopes[NON_RESOURCE][0] & self._paths.holding(path)
 
 
-def _mask(indices: Iterable[int]) -> int:
-    """The integer with these bits set; linear in its length, unlike setting them one by one."""
-    positions = list(indices)
-    if not positions:
-        return 0
-    buffer = bytearray(max(positions) // 8 + 1)
-    for position in positions:
-        buffer[position >> 3] |= 1 << (position & 7)
-    return int.from_bytes(buffer, "little")
-
-
 class _ValueIndex:
     """A field of exact values over all regions."""
 
     def __init__(self, fields: Sequence[Values]) -> None:
         self._all = (1 << len(fields)) - 1
-        self._any = _mask(i for i, values in enumerate(fields) if values is None)
+        self._any = mask(i for i, values in enumerate(fields) if values is None)
         same: dict[frozenset[str], list[int]] = {}
         for i, values in enumerate(fields):
             if values is not None:
                 same.setdefault(values, []).append(i)
         self._named: dict[str, int] = {}
-        for values, positions in same.items():
-            mask = _mask(positions)
+        for values, numbers in same.items():
+            regions = mask(numbers)
             for value in values:
-                self._named[value] = self._named.get(value, 0) | mask
+                self._named[value] = self._named.get(value, 0) | regions
         self._memo: dict[frozenset[str], tuple[int, int]] = {}
 
     def relations(self, values: Values) -> tuple[int, int]:
@@ -398,9 +399,9 @@ class _ValueIndex:
         if values not in self._memo:
             meets, covers = 0, self._all
             for value in values:
-                mask = self._named.get(value, 0)
-                meets |= mask
-                covers &= mask
+                regions = self._named.get(value, 0)
+                meets |= regions
+                covers &= regions
             self._memo[values] = meets | self._any, covers | self._any
         return self._memo[values]
 
@@ -408,31 +409,32 @@ class _ValueIndex:
         """The regions that take the value; None is none that anybody names."""
         return self._any if value is None else self._named.get(value, 0) | self._any
 
-    def relations_of_groups(self, groups: Values) -> tuple[int, int]:
-        """Any two lists of groups meet: a user can be in both."""
-        return self._all, self.relations(groups)[1]
+    def __bool__(self) -> bool:
+        """Whether any region says something of the field."""
+        return bool(self._named)
 
 
-_Token = object
-_ALL: Final = object()
+_Form = tuple[bool, ...]
+"""Which fields of an atom are open."""
 
 
 class _AtomIndex:
-    """The resources over all regions. Buckets by every mix of exact fields and "whatever it is there"."""
+    """The resources over all regions: atoms of one form side by side, found by the fields they say something of."""
 
     def __init__(self, fields: Sequence[frozenset[Atom] | None]) -> None:
         self._all = (1 << len(fields)) - 1
-        self._any = _mask(i for i, atoms in enumerate(fields) if atoms is None)
-        self._positions: dict[Atom, list[int]] = {}
+        self._any = mask(i for i, atoms in enumerate(fields) if atoms is None)
+        same: dict[frozenset[Atom], list[int]] = {}
         for i, atoms in enumerate(fields):
-            for atom in atoms or ():
-                self._positions.setdefault(atom, []).append(i)
-        self._buckets: dict[tuple[_Token, ...], list[Atom]] = {}
-        for atom in self._positions:
-            for tokens in product(*(((value, 0), (value, 1)) for value in atom)):
-                key = tuple(_ALL if wide else value for value, wide in tokens)
-                self._buckets.setdefault(key, []).append(atom)
-        self._masks: dict[Atom, int] = {}
+            if atoms is not None:
+                same.setdefault(atoms, []).append(i)
+        self._forms: dict[_Form, dict[Atom, int]] = {}
+        for atoms, numbers in same.items():
+            regions = mask(numbers)
+            for atom in atoms:
+                alike = self._forms.setdefault(_form(atom), {})
+                alike[atom] = alike.get(atom, 0) | regions
+        self._tables: dict[tuple[_Form, _Form], dict[tuple[str | None, ...], int]] = {}
         self._memo: dict[frozenset[Atom], tuple[int, int]] = {}
         self._atom_memo: dict[Atom, tuple[int, int]] = {}
 
@@ -450,26 +452,48 @@ class _AtomIndex:
 
     def holding(self, point: Atom) -> int:
         """The regions that hold this one object."""
-        patterns = (Atom(*values) for values in product(*((value, None) for value in point)))
-        return reduce(
-            int.__or__, (self._mask_of(pattern) for pattern in patterns if pattern in self._positions), self._any
-        )
-
-    def _mask_of(self, atom: Atom) -> int:
-        if atom not in self._masks:
-            self._masks[atom] = _mask(self._positions[atom])
-        return self._masks[atom]
+        found = self._any
+        for form, alike in self._forms.items():
+            found |= alike.get(Atom(*_said(point, form)), 0)
+        return found
 
     def _relations_of_atom(self, atom: Atom) -> tuple[int, int]:
         if atom not in self._atom_memo:
-            meeting = [(_ALL,) if value is None else (value, None) for value in atom]
-            covering = [(None,) if value is None else (value, None) for value in atom]
-            self._atom_memo[atom] = self._lookup(meeting), self._lookup(covering)
+            meets, covers = 0, 0
+            own = _form(atom)
+            for form in self._forms:
+                open_in_either = tuple(map(operator.or_, own, form))
+                found = self._table(form, open_in_either).get(_said(atom, open_in_either), 0)
+                meets |= found
+                if open_in_either == form:  # it leaves open what this one leaves open, and more
+                    covers |= found
+            self._atom_memo[atom] = meets, covers
         return self._atom_memo[atom]
 
-    def _lookup(self, tokens: Sequence[tuple[_Token, ...]]) -> int:
-        atoms = (atom for key in product(*tokens) for atom in self._buckets.get(key, ()))
-        return _mask(position for atom in atoms for position in self._positions[atom])
+    def _table(self, form: _Form, unsaid: _Form) -> dict[tuple[str | None, ...], int]:
+        """The atoms of one form by what they say outside of these fields."""
+        if (form, unsaid) not in self._tables:
+            table = self._tables[form, unsaid] = {}
+            for atom, regions in self._forms[form].items():
+                said = _said(atom, unsaid)
+                table[said] = table.get(said, 0) | regions
+        return self._tables[form, unsaid]
+
+
+def _form(atom: Atom) -> _Form:
+    group, resource, subresource, name = atom
+    return group is None, resource is None, subresource is None, name is None
+
+
+def _said(atom: Atom, unsaid: _Form) -> tuple[str | None, ...]:
+    group, resource, subresource, name = atom
+    no_group, no_resource, no_subresource, no_name = unsaid
+    return (
+        None if no_group else group,
+        None if no_resource else resource,
+        None if no_subresource else subresource,
+        None if no_name else name,
+    )
 
 
 class _PathIndex:
@@ -477,17 +501,17 @@ class _PathIndex:
 
     def __init__(self, fields: Sequence[Values]) -> None:
         self._all = (1 << len(fields)) - 1
-        self._any = _mask(i for i, paths in enumerate(fields) if paths is None)
+        self._any = mask(i for i, paths in enumerate(fields) if paths is None)
         positions: dict[str, list[int]] = {}
         for i, paths in enumerate(fields):
             for path in paths or ():
                 positions.setdefault(path, []).append(i)
-        self._exact = {path: _mask(where) for path, where in positions.items() if not path.endswith("*")}
+        self._exact = {path: mask(where) for path, where in positions.items() if not path.endswith("*")}
         self._prefixes: dict[str, int] = {}
         for path, where in positions.items():
             if path.endswith("*"):
                 stem = path.rstrip("*")
-                self._prefixes[stem] = self._prefixes.get(stem, 0) | _mask(where)
+                self._prefixes[stem] = self._prefixes.get(stem, 0) | mask(where)
         # What begins with a prefix stands together.
         self._stems = sorted({path.rstrip("*") for path in positions})
         self._memo: dict[frozenset[str], tuple[int, int]] = {}
