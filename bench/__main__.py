@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterable
 
-from bench import controller, evaluate, lint, replay, requests, union
+from bench import controller, evaluate, lint, render, replay, requests, union
 from bench.table import Row, show
 
 BENCHMARKS: dict[str, Callable[[], Iterable[Row]]] = {
@@ -12,6 +12,7 @@ BENCHMARKS: dict[str, Callable[[], Iterable[Row]]] = {
     "replay": replay.run,
     "lint": lint.run,
     "union": union.run,
+    "render": render.run,
     "operator": controller.run,
 }
 
