@@ -14,8 +14,8 @@ from functools import lru_cache
 from typing import Final
 
 from audit_operator.controller.watching import Seen
+from audit_operator.policy.memo import Same
 from audit_operator.render.objects import Object, encoded, new
-from audit_operator.render.remembered import Same
 from audit_operator.render.world import Identity, Invalid, Resources, identity_of
 from audit_operator.resources.load import Resource, ResourceError, load_resource, to_document
 

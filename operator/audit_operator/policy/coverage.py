@@ -1,12 +1,15 @@
 """Does what API servers run record all that a policy needs? Asked anew, whatever way the server policy came about."""
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Final
 
 import msgspec
 from msgspec import structs
 
 from audit_operator.policy import witness
 from audit_operator.policy.bitsets import positions
+from audit_operator.policy.memo import Same
 from audit_operator.policy.model import Level, Policy, Request, Rule
 from audit_operator.policy.outcome import NOTHING, outcome_of
 from audit_operator.policy.region import Region, RegionIndex
@@ -45,37 +48,43 @@ class Recording:
         A rule of the policy with a namespaceSelector counts as matching wherever it could. Not covered is said with a
         request as proof; where the search for one gives up, not covered is assumed.
         """
+        regions = _regions(Same(policy))
         for number, rule in enumerate(policy.rules):
             need = outcome_of(policy, rule)
             if need == NOTHING:
                 continue
-            region = Region.of(rule)
-            meets, covering = self._index.relations(region)
+            meets, covering = self._index.relations(regions[number])
             reached = meets & (covering ^ (covering - 1))
             lacking = [position for position in positions(reached) if not self._outcomes[position].enough_for(need)]
             if not lacking:
                 continue
-            before = [other for other in policy.rules[:number] if other.namespace_selector is None]
+            before = [
+                (other, region)
+                for other, region in zip(policy.rules[:number], regions, strict=False)
+                if other.namespace_selector is None
+            ]
             if rule.namespace_selector is not None:
-                before.append(Rule(level=Level.NONE, namespaces=("",)))  # no selector selects it
+                before.append((_NOWHERE, Region.of(_NOWHERE)))  # no selector selects it
             name = rule.origin or f"rules[{number}]"
             for position in lacking:
                 recorded = self._outcomes[position]
                 try:
-                    found = self._decided(rule, position, before)
+                    found = self._decided(rule, regions[number], position, before)
                 except witness.Unknown:
                     return Coverage(False, name, None, need.level, recorded.level)
                 if found is not None:
                     return Coverage(False, name, found, need.level, recorded.level)
         return Coverage(True)
 
-    def _decided(self, rule: Rule, position: int, before: Sequence[Rule]) -> Request | None:
+    def _decided(
+        self, rule: Rule, region: Region, position: int, before: Sequence[tuple[Rule, Region]]
+    ) -> Request | None:
         """A request that ``rule`` decides, behind the rules ``before`` of its policy, and here the one at ``position``.
 
         None if there is none. Raises witness.Unknown. Most answers are one look at the index; a search is made ready
         only with the rules that the two share requests with.
         """
-        both = Region.of(rule) & self._regions[position]
+        both = region & self._regions[position]
         if both is None:
             return None
         # Two lists of groups that only overlap have no region: any groups, which is more.
@@ -84,11 +93,19 @@ class Recording:
         earlier = (1 << position) - 1
         if covering & earlier:
             return None
-        near = [(other, region) for other in before if (region := Region.of(other)) & both is not None]
-        if any(region.covers(both) for _, region in near):
+        if any(its.covers(both) for _, its in before):
             return None
+        near = [other for other, its in before if its & both is not None]
         standing = [self._rules[each] for each in positions(meets & earlier)]
-        return witness.find([rule, self._rules[position]], [*(other for other, _ in near), *standing])
+        return witness.find([rule, self._rules[position]], [*near, *standing])
+
+
+_NOWHERE: Final = Rule(level=Level.NONE, namespaces=("",))
+
+
+@lru_cache(maxsize=8192)  # policies stay, servers change
+def _regions(same: Same[Policy]) -> tuple[Region, ...]:
+    return tuple(map(Region.of, same.value.rules))
 
 
 def covers(server: Policy, policy: Policy) -> Coverage:

@@ -92,8 +92,35 @@ def resolve(policy: Policy, namespaces: Namespaces) -> Policy:
     selector selects nothing goes: an empty list of namespaces would mean any. A namespace that only a rule names has
     no label but its name.
     """
-    rules = (_resolved(rule, namespaces) for rule in policy.rules)
-    return structs.replace(policy, rules=tuple(rule for rule in rules if rule is not None))
+    return Selections(namespaces).resolve(policy)
+
+
+class Selections:
+    """Namespaces, for many policies to be resolved by: each selector is asked about all of them once."""
+
+    def __init__(self, namespaces: Namespaces) -> None:
+        self._namespaces = namespaces
+        self._selected: dict[LabelSelector, tuple[str, ...]] = {}
+
+    def resolve(self, policy: Policy) -> Policy:
+        """As the function of this name."""
+        rules = (self._resolved(rule) for rule in policy.rules)
+        return structs.replace(policy, rules=tuple(rule for rule in rules if rule is not None))
+
+    def _resolved(self, rule: Rule) -> Rule | None:
+        selector = rule.namespace_selector
+        if selector is None:
+            return rule
+        selected = self._among(selector, rule.namespaces) if rule.namespaces else self._among_all(selector)
+        return structs.replace(rule, namespaces=selected, namespace_selector=None) if selected else None
+
+    def _among_all(self, selector: LabelSelector) -> tuple[str, ...]:
+        if selector not in self._selected:
+            self._selected[selector] = self._among(selector, sorted(self._namespaces))
+        return self._selected[selector]
+
+    def _among(self, selector: LabelSelector, names: Iterable[str]) -> tuple[str, ...]:
+        return tuple(name for name in names if name and selects(selector, name, self._namespaces))
 
 
 def selects(selector: LabelSelector, namespace: str, namespaces: Namespaces) -> bool:
@@ -115,15 +142,6 @@ def _requirement_holds(requirement: SelectorRequirement, labels: Mapping[str, st
             return value is not None
         case "DoesNotExist":
             return value is None
-
-
-def _resolved(rule: Rule, namespaces: Namespaces) -> Rule | None:
-    selector = rule.namespace_selector
-    if selector is None:
-        return rule
-    candidates = rule.namespaces or sorted(namespaces)
-    selected = tuple(name for name in candidates if name and selects(selector, name, namespaces))
-    return structs.replace(rule, namespaces=selected, namespace_selector=None) if selected else None
 
 
 def _confine(rules: Iterable[Rule], tenant: str) -> tuple[Rule, ...]:

@@ -23,7 +23,7 @@ from audit_operator.policy.model import Policy
 from audit_operator.policy.nodes import Node, Path
 from audit_operator.policy.witness import comparable
 
-__all__ = ["Finding", "Severity", "lint", "lint_loaded", "lint_text"]
+__all__ = ["Finding", "Severity", "body_lint", "lint", "lint_loaded", "lint_text"]
 
 
 def lint(
@@ -73,6 +73,13 @@ def lint(
         findings.append(incomplete(len(policy.rules), place))
     findings += stage_findings(policy, place, count, modes)
     return _in_order(findings)
+
+
+def body_lint(policy: Policy) -> list[Finding]:
+    """Of the findings that `lint` has only those on bodies that must not be in a log."""
+    if not comparable(policy.rules):
+        return []
+    return list(body_findings(Rules(policy), Place(None, ()), len(policy.rules)))
 
 
 def lint_text(

@@ -4,10 +4,11 @@ Controllers ask for the same few thousand things all day, so that an answer is m
 even one that nobody authenticated, can ask for what never was, without end and at great length.
 """
 
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
+_T = TypeVar("_T")
 
 
 LIMIT = 8192
@@ -33,3 +34,18 @@ class Memo(dict[_K, _V]):
                 self.clear()
             self[question] = answer
         return answer
+
+
+class Same(Generic[_T]):
+    """A value that equals itself only: for whoever gives the same object again, and content is long to compare."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: _T) -> None:
+        self.value = value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and other.value is self.value

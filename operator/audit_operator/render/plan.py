@@ -9,7 +9,7 @@ from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
-from audit_operator.policy.effective import Effective
+from audit_operator.policy.effective import Effective, Selections
 from audit_operator.policy.model import Policy
 from audit_operator.render.apiserver import server_objects, server_revision
 from audit_operator.render.exposure import Exposed, exposed
@@ -121,10 +121,11 @@ def render(resources: Resources, world: World) -> Plan:
     spec = resources.backend.spec if resources.backend else AuditBackendSpec(cluster_name=DEFAULT_CLUSTER_NAME)
     refused = refusals(resources, spec.tenants, world)
     known = {(sink.metadata.namespace, sink.metadata.name): sink for sink in resources.sinks}
+    selections = Selections(world.namespaces)
     policies = []
     for policy in _accepted(resources.policies, refused):
         found = sinks_of(policy, known, refused, resources.broken, world.namespaces)
-        policies.append(_planned(policy, found, world))
+        policies.append(_planned(policy, found, selections, world))
     sinks = _accepted(resources.sinks, refused)
 
     chosen = server_policy(
@@ -177,7 +178,7 @@ def render(resources: Resources, world: World) -> Plan:
         *flag_plan.warnings,
         *([reached.unknown] if reached.unknown and webhook else []),
         *([] if webhook else _undelivered(policies)),
-        *(_bodies_in_log(chosen.policy, world) if spec.log.enabled else ()),
+        *(_bodies_in_log(chosen.policy) if spec.log.enabled else ()),
         *(_unserved(item) for item in wanted if not is_served(item, world.served)),
     )
     waiting = {
@@ -239,7 +240,7 @@ class _Planned(NamedTuple):
     input: PolicyInput
 
 
-def _planned(policy: AuditPolicy, sinks: Sinks, world: World) -> _Planned:
+def _planned(policy: AuditPolicy, sinks: Sinks, selections: Selections, world: World) -> _Planned:
     meaning = meaning_of(policy, world.root_namespace)
     return _Planned(
         policy,
@@ -248,7 +249,7 @@ def _planned(policy: AuditPolicy, sinks: Sinks, world: World) -> _Planned:
         PolicyInput(
             namespace=policy.metadata.namespace,
             name=policy.metadata.name,
-            policy=resolved(meaning.policy, world.namespaces),
+            policy=resolved(meaning.policy, selections),
             tenant=meaning.tenant,
             redactions=redactions(policy),
             sinks=sinks.resolved,
@@ -352,9 +353,9 @@ def _backend_problems(resources: Resources) -> list[Problem]:
     ]
 
 
-def _bodies_in_log(server: Policy, world: World) -> list[Problem]:
+def _bodies_in_log(server: Policy) -> list[Problem]:
     """What receivers redact stands in the API servers' own log files as it came."""
-    found = bodies_recorded(server, world.kinds, world.server_version)
+    found = bodies_recorded(server)
     if not found:
         return []
     return [

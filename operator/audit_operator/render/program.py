@@ -7,12 +7,14 @@ tenants whose policies differ only in their namespace share one, so the program 
 import hashlib
 import zlib
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 from msgspec import structs
 from pydantic import BaseModel
 
+from audit_operator.policy.memo import Same
 from audit_operator.policy.model import STAGES, GroupResources, Level, Policy, Rule, Stage
 from audit_operator.policy.redact import Action, RedactionRule
 from audit_operator.resources.auditsink import AuditSink, ClientCertificate, ConfigMapKeyReference
@@ -28,6 +30,8 @@ CLAIMS_DIRECTORY: Final = "/var/lib/audit-operator/claims"
 """Where the claims that file sinks name are mounted, each below its own name."""
 
 _LONGEST_KEY: Final = 253  # of a Secret's data
+_MANY: Final = 8192
+"""AuditPolicies and AuditSinks whose part of the program is remembered, by who they are (see `remembered`)."""
 _GZIP: Final = b"\x1f\x8b"
 _LARGEST_UNPACKED: Final = 256 * 2**20
 """Bytes; a ConfigMap of 1 MiB could unpack to a thousand times its size."""
@@ -60,7 +64,7 @@ class WireRule(_Wire, frozen=True):
     origin: str = ""
 
 
-class RuleList(_Wire, frozen=True):
+class RuleList(_Wire, frozen=True, cache_hash=True):
     """The rules of one or more policies."""
 
     rules: tuple[WireRule, ...] = ()
@@ -191,7 +195,7 @@ def program(
     hashes = False
     for each in policies:
         hashes = hashes or any(redaction.action is Action.HASH for redaction in each.redactions)
-        rules = _rule_list(each.policy, each.tenant)
+        rules = _rule_list(Same(each.policy), each.tenant)
         entries.append(
             PolicyProgram(
                 namespace=each.namespace,
@@ -210,7 +214,7 @@ def program(
         hash_key_file=f"{CREDENTIALS_DIRECTORY}/{HASH_KEY}" if hashes else None,
         rule_lists=tuple(numbers),
         policies=tuple(entries),
-        sinks=tuple(map(_sink, sinks)),
+        sinks=tuple(_sink(Same(sink)) for sink in sinks),
     )
 
 
@@ -273,10 +277,7 @@ def redactions_of(policy: PolicyProgram) -> tuple[RedactionRule, ...]:
 
 def credentials(sinks: Iterable[AuditSink]) -> tuple[Credential, ...]:
     """What the sinks refer to in Secrets and ConfigMaps of their namespaces, sorted, each once."""
-    found: set[Credential] = set()
-    for sink in sinks:
-        _settings(sink.spec, sink.metadata.namespace, found)
-    return tuple(sorted(found))
+    return tuple(sorted(set().union(*(_credentials_of(Same(sink)) for sink in sinks))))
 
 
 def references(sinks: Iterable[AuditSink]) -> frozenset[Reference]:
@@ -288,12 +289,29 @@ def _json(value: object) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def _rule_list(policy: Policy, tenant: str | None) -> RuleList:
-    return RuleList(
-        rules=tuple(_wire_rule(rule, tenant) for rule in policy.rules),
-        omit_stages=_stages(policy.omit_stages),
-        omit_managed_fields=policy.omit_managed_fields,
+@lru_cache(maxsize=_MANY)
+def _rule_list(same: Same[Policy], tenant: str | None) -> RuleList:
+    policy = same.value
+    return _one(
+        RuleList(
+            rules=tuple(_wire_rule(rule, tenant) for rule in policy.rules),
+            omit_stages=_stages(policy.omit_stages),
+            omit_managed_fields=policy.omit_managed_fields,
+        )
     )
+
+
+@lru_cache(maxsize=_MANY)
+def _one(rules: RuleList) -> RuleList:
+    """Of equal lists one, which is quickly compared with itself."""
+    return rules
+
+
+@lru_cache(maxsize=_MANY)
+def _credentials_of(same: Same[AuditSink]) -> frozenset[Credential]:
+    found: set[Credential] = set()
+    _settings(same.value.spec, same.value.metadata.namespace, found)
+    return frozenset(found)
 
 
 def _wire_rule(rule: Rule, tenant: str | None) -> WireRule:
@@ -340,7 +358,9 @@ def _wire_redaction(redaction: RedactionRule) -> WireRedaction:
     )
 
 
-def _sink(sink: AuditSink) -> SinkProgram:
+@lru_cache(maxsize=_MANY)
+def _sink(same: Same[AuditSink]) -> SinkProgram:
+    sink = same.value
     spec, namespace = sink.spec, sink.metadata.namespace
     limits = spec.batch_limits
     found: set[Credential] = set()

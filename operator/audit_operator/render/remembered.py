@@ -6,42 +6,26 @@ contents would take as long as the work saved.
 """
 
 from functools import lru_cache
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 from msgspec import structs
 
 from audit_operator.policy.coverage import Coverage, Recording
-from audit_operator.policy.effective import Effective, Namespaces, effective, redactions_of, resolve
+from audit_operator.policy.effective import Effective, Selections, effective, redactions_of
 from audit_operator.policy.kinds import Kinds, Version
-from audit_operator.policy.lint import Severity, lint
+from audit_operator.policy.lint import Severity, body_lint, lint
+from audit_operator.policy.memo import Same
 from audit_operator.policy.model import Policy
 from audit_operator.policy.redact import RedactionRule
 from audit_operator.render.objects import text_hash
 from audit_operator.render.program import PolicyInput, encode, program
 from audit_operator.resources.auditpolicy import AuditPolicy
 
-T = TypeVar("T")
-
 _MANY: Final = 8192
 """AuditPolicies that are remembered; with more, those that were asked for longest ago are made again."""
 
 
 _SOMEWHERE: Final = "somewhere"
-
-
-class Same(Generic[T]):
-    """A value that equals itself only."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: T) -> None:
-        self.value = value
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Same) and other.value is self.value
 
 
 class Judged(NamedTuple):
@@ -61,11 +45,11 @@ def redactions(policy: AuditPolicy) -> tuple[RedactionRule, ...]:
     return _redactions(Same(policy))
 
 
-def resolved(policy: Policy, namespaces: Namespaces) -> Policy:
+def resolved(policy: Policy, selections: Selections) -> Policy:
     """The policy without namespaceSelectors; equal ones are one value."""
     if all(rule.namespace_selector is None for rule in policy.rules):
         return policy
-    return _one(resolve(policy, namespaces))
+    return _one(selections.resolve(policy))
 
 
 def judged(policy: AuditPolicy, kinds: Kinds, server: Version) -> Judged:
@@ -76,10 +60,9 @@ def judged(policy: AuditPolicy, kinds: Kinds, server: Version) -> Judged:
 
 
 @lru_cache(maxsize=2)  # as below
-def bodies_recorded(server: Policy, kinds: Kinds, version: Version) -> tuple[str, ...]:
+def bodies_recorded(server: Policy) -> tuple[str, ...]:
     """Names of the findings about bodies with credentials that API servers write."""
-    findings = lint(server, whole=False, kinds=kinds, server=version)
-    return tuple(sorted({finding.name for finding in findings if finding.code.startswith("AP3")}))
+    return tuple(sorted({finding.name for finding in body_lint(server)}))
 
 
 def recording(server: Policy) -> "Remembering":

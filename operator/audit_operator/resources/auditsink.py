@@ -754,6 +754,9 @@ def _sink_types() -> dict[str, type[SinkType]]:
 SINK_TYPES: Final = MappingProxyType(_sink_types())
 """Name of a sink type as on the wire -> its model."""
 
+_ATTRIBUTES: Final = MappingProxyType({name: str(field.alias) for name, field in SinkTypes.model_fields.items()})
+"""Attribute -> name of a sink type."""
+
 # --- the resource ----------------------------------------------------------------------------------------------------
 
 
@@ -859,12 +862,12 @@ class AuditSinkSpec(SinkTypes):
     @property
     def type(self) -> str:
         """The sink type's name: ``elasticsearch``."""
-        return next(name for name in SINK_TYPES if name in self._given)
+        return next(iter(self._given))
 
     @property
     def config(self) -> SinkType:
         """The sink type's settings."""
-        return self._given[self.type]
+        return next(iter(self._given.values()))
 
     @property
     def batch_limits(self) -> BatchLimits:
@@ -894,12 +897,9 @@ class AuditSinkSpec(SinkTypes):
 
     @property
     def _given(self) -> dict[str, SinkType]:
-        given: dict[str, SinkType] = {}
-        for attribute, field in SinkTypes.model_fields.items():
-            config = getattr(self, attribute)
-            if config is not None:
-                given[str(field.alias)] = config
-        return given
+        """By name; of a valid sink exactly one."""
+        given = ((name, getattr(self, attribute)) for attribute, name in _ATTRIBUTES.items())
+        return {name: config for name, config in given if config is not None}
 
 
 _ENDPOINT: Final = re.compile(r"\.(url|endpoint|address|(urls|brokers)\[[0-9]+\])$")
