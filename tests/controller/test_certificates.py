@@ -165,6 +165,54 @@ def test_after_the_ca_was_lost_the_next_one_takes_over_as_any_other() -> None:
     assert trusts(held.certificates.ca, made.certificates.server_certificate, now)
 
 
+def test_a_ca_lost_right_after_the_next_one_began_to_sign_takes_no_trust_in_older_files_with_it() -> None:
+    made, now = first(), NOW
+    before = made
+    while _issuer(made) == _issuer(before):
+        before, now = made, now + 30 * DAY
+        made = renewal(secrets(made), NAMES, now)
+    again = renewal(secrets(made) | {CA: None}, NAMES, now + DAY)
+    assert trusts(again.certificates.ca, before.certificates.client_certificate, now + DAY)
+    assert trusts(before.certificates.ca, again.certificates.server_certificate, now + DAY)
+
+
+def _issuer(made: Renewal) -> x509.Name:
+    return x509.load_pem_x509_certificate(made.certificates.client_certificate.encode()).issuer
+
+
+@pytest.mark.parametrize("age", [10, 200, 300, 362])
+def test_after_the_ca_was_lost_no_certificate_comes_near_its_end(age: int) -> None:
+    made, now = first(), NOW + age * DAY
+    made = renewal(secrets(made) | {CA: None}, NAMES, now)
+    while now < NOW + 3 * LIFETIME:
+        left = min(made.ends["receiver"], made.ends["apiserver-client"]) - now
+        assert left > DAY
+        now = min(made.next_due, now + 30 * DAY)
+        made = renewal(secrets(made), NAMES, now)
+
+
+@pytest.mark.parametrize("age", [10, 200, 300])
+def test_after_the_ca_was_lost_receivers_present_what_old_files_know_for_as_long_as_it_lasts(age: int) -> None:
+    held, now = first(), NOW + age * DAY
+    if age > 200:
+        held = renewal(secrets(held), NAMES, NOW + 250 * DAY)
+    made = renewal(secrets(held) | {CA: None}, NAMES, now)
+    lost, ends = now, held.ends["receiver"]
+    while now < min(ends - 3 * DAY, lost + OVERLAP - DAY):
+        assert trusts(held.certificates.ca, made.certificates.server_certificate, now)
+        assert trusts(made.certificates.ca, held.certificates.client_certificate, now)
+        now += 5 * DAY
+        made = renewal(secrets(made), NAMES, now)
+
+
+def test_the_operator_can_ask_receivers_while_the_ca_that_signs_is_lost() -> None:
+    lost = renewal(secrets(first()) | {CA: None}, NAMES, NOW + DAY)
+    certificate, _ = issue_client(lost.authority, "audit-operator", NOW + DAY, timedelta(hours=1))
+    assert trusts(lost.certificates.ca, certificate, NOW + DAY)
+    with pytest.raises(ValueError, match="holds no CA that can sign"):
+        issue_client({}, "audit-operator", NOW, timedelta(hours=1))
+
+
 def _garbage(value: str, how: int) -> str:
     raw = base64.b64decode(value)
     forms = [b"", b"not PEM", raw[: len(raw) // 2], raw[:-40] + b"\n", raw.replace(b"A", b"B"), b"\xff" * 40, raw * 2]

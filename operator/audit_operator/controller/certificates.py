@@ -40,6 +40,12 @@ OVERLAP: Final = timedelta(days=180)
 """How long a successor is trusted before it signs."""
 LIFETIME: Final = timedelta(days=365)
 """Of a certificate; it is renewed after two thirds of it."""
+_BY_VOLUME: Final = timedelta(days=1)
+"""How long a successor is trusted before it signs for API servers while the issuer is lost: receivers learn of it by
+volume, within minutes, so that nobody need wait for copies."""
+_LAST_MOMENT: Final = timedelta(days=2)
+"""Before its end a certificate is renewed by whoever can sign; only those who have not copied the files since that one
+is trusted are then worse off than by letting it end."""
 
 _BACKDATED: Final = timedelta(hours=1)
 """Clocks differ: what is new must be valid for who is behind."""
@@ -113,7 +119,7 @@ def renewal(found: Mapping[str, Object | None], names: Iterable[str], now: datet
     for each in wanted:
         pair = _read_pair(data[each.secret].get("tls.crt"), data[each.secret].get("tls.key"))
         why = _why_not(pair, each, authority.trusted, now)
-        if why is None and pair is not None and (now < _renewed_at(pair.certificate) or authority.issuer is None):
+        if why is None and pair is not None and now < _renewed_at(pair.certificate, each, authority):
             pairs.append(pair)
             continue
         # Without an issuer the successor must do: nobody may know it yet, but nothing else works either.
@@ -124,7 +130,7 @@ def renewal(found: Mapping[str, Object | None], names: Iterable[str], now: datet
         pairs.append(made)
     server, client = pairs
     bundle = _pem(*authority.trusted)
-    moments = [_renewed_at(pair.certificate) for pair in pairs]
+    moments = [_renewed_at(pair.certificate, each, authority) for each, pair in zip(wanted, pairs, strict=True)]
     if authority.successor is not None:
         moments.append(_signs_from(authority.successor.certificate))
     elif authority.issuer is not None:
@@ -161,7 +167,9 @@ def issue_client(
 
     ``authority``: `Renewal.authority`. Raises ValueError if it cannot sign.
     """
-    signer = _read_pair(authority.get("issuer.crt"), authority.get("issuer.key"))
+    # Receivers trust a successor as soon as the operator does: their files come by volume, not by hand.
+    pairs = (_read_pair(authority.get(f"{name}.crt"), authority.get(f"{name}.key")) for name in ("issuer", "next"))
+    signer = next((pair for pair in pairs if pair is not None), None)
     if signer is None:
         raise ValueError(f"Secret {CA} holds no CA that can sign")
     wanted = _Wanted(common_name, "", common_name, (common_name,), ExtendedKeyUsageOID.CLIENT_AUTH)
@@ -184,9 +192,10 @@ def _authority(
     previous = tuple(each for each in _read_certificates(secret.get("previous.crt")) if _is_ca(each, now))
     if issuer is not None:
         return _Authority(issuer, successor, previous)
-    # Lost. Who signed what is out there stays trusted, if it did sign it.
-    signers = tuple(signer for each in wanted for signer in _signers(data[each.secret], each, now))
-    known = tuple(dict.fromkeys((*previous, *signers)))
+    # Lost. What API servers and receivers trusted so far stays trusted: of what is out there, some may be older.
+    bundles = tuple(ca for each in wanted for ca in _bundle(data[each.secret], each, now))
+    own = {successor.certificate} if successor is not None else set()
+    known = tuple(each for each in dict.fromkeys((*previous, *bundles)) if each not in own)
     if successor is not None and known:
         return _Authority(None, successor, known)
     if successor is not None:
@@ -197,12 +206,11 @@ def _authority(
     return _Authority(None, made, known) if known else _Authority(made, None, ())
 
 
-def _signers(data: Mapping[str, bytes], wanted: _Wanted, now: datetime) -> list[x509.Certificate]:
+def _bundle(data: Mapping[str, bytes], wanted: _Wanted, now: datetime) -> list[x509.Certificate]:
+    """The CAs beside a certificate, if one of them did sign it and it can be used; else none of them."""
     pair = _read_pair(data.get("tls.crt"), data.get("tls.key"))
-    candidates = [each for each in _read_certificates(data.get("ca.crt")) if _is_ca(each, now)]
-    if _why_not(pair, wanted._replace(names=()), candidates, now) is not None or pair is None:
-        return []
-    return [each for each in candidates if _signed(pair.certificate, each)]
+    found = [each for each in _read_certificates(data.get("ca.crt")) if _is_ca(each, now)]
+    return found if _why_not(pair, wanted._replace(names=()), found, now) is None else []
 
 
 def _succeeded(authority: _Authority, now: datetime, changes: list[str]) -> _Authority:
@@ -312,9 +320,14 @@ def _spelled(name: str) -> str:
     return str(ipaddress.ip_address(name)) if is_address(name) else name
 
 
-def _renewed_at(certificate: x509.Certificate) -> datetime:
+def _renewed_at(certificate: x509.Certificate, wanted: _Wanted, authority: _Authority) -> datetime:
     life = certificate.not_valid_after_utc - certificate.not_valid_before_utc
-    return certificate.not_valid_before_utc + life * 2 / 3
+    due = certificate.not_valid_before_utc + life * 2 / 3
+    if authority.issuer is not None or authority.successor is None:
+        return due
+    for_receivers = wanted.usage == ExtendedKeyUsageOID.SERVER_AUTH
+    known = authority.successor.certificate.not_valid_before_utc + (OVERLAP if for_receivers else _BY_VOLUME)
+    return min(max(due, known), certificate.not_valid_after_utc - _LAST_MOMENT)
 
 
 def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
