@@ -8,6 +8,7 @@ from msgspec import structs
 
 from audit_operator.policy.model import Policy
 from audit_operator.policy.union import forget
+from audit_operator.render import remembered
 from audit_operator.render.plan import Plan, render
 from audit_operator.render.policyfile import rule_value
 from audit_operator.render.world import Resources, World
@@ -54,6 +55,8 @@ def _again(given: list[tuple[Sequence[Resource], World]]) -> float:
 def _forgetting(resources: Sequence[Resource]) -> list[Resource]:
     """Equal resources that nobody has seen."""
     forget()
+    for memory in (remembered._judged, remembered._one, remembered._recording, remembered.bodies_recorded):
+        memory.cache_clear()
     return [resource.model_copy(deep=True) for resource in resources]
 
 
