@@ -491,13 +491,23 @@ def used(events: list[Json], *, refused: bool = False) -> set[tuple[str, str, st
     return found
 
 
+def replicas(cluster: Cluster) -> int:
+    found = cluster.child("Deployment", "audit-receiver") or {"spec": {}}
+    return int(found["spec"].get("replicas", 0))
+
+
 def test_every_permission_is_used_and_none_is_missing(cluster: Cluster, operator: Operator, audit_log: Path) -> None:
     """Over all that the tests above made the operator do."""
     tenants = {"enabled": True}
     own = sink("own", tls={"caConfigMap": {"name": "own-ca"}})
     own["metadata"]["namespace"] = "default"
-    cluster.apply(backend(tenants=tenants), sink(), own)
+    ephemeral = {"storage": {"ephemeral": {"sizeLimit": "1Gi"}}}
+    cluster.apply(backend(tenants=tenants, receiver=ephemeral), sink(), own)
     wait_for(lambda: cluster.reached(own, "Configured", "False"), "it looked", operator)
+    wait_for(lambda: cluster.child("Deployment", "audit-receiver"), "receivers by Deployment", operator)
+    path = f"{CHILDREN['Deployment']}/audit-receiver"
+    must(cluster.api.request("PATCH", path, {"spec": {"replicas": 0}}, content="application/merge-patch+json"))
+    wait_for(lambda: replicas(cluster) == 2, "it is repaired", operator)
     events = read_audit_log(audit_log)
     asked = used(events)
     refused = used(events, refused=True)
