@@ -202,7 +202,7 @@ class Header(Model):
         None,
         max_length=1024,
         pattern=grammar("^[ -~]*$", "text of printable ASCII"),
-        description="Header value that is no secret.",
+        description="Header value that is no secret; {cluster} {namespace} {sink} {receiver} are filled in.",
     )
     secret: SecretKeyReference | None = Field(None, description="Header value that is one.")
 
@@ -665,6 +665,22 @@ class Syslog(SinkType):
     encryption: ClassVar[Encryption] = BY_TRANSPORT
 
 
+class Signature(Model):
+    """Proof that a request is ours, unchanged and new.
+
+    `t=<seconds>,v1=<hex>`: the HMAC-SHA256 of `<seconds>.` and the body as sent.
+    """
+
+    secret: SecretKeyReference = Field(description="The key of the HMAC.")
+    header: str = Field(
+        "X-Audit-Signature",
+        min_length=1,
+        max_length=128,
+        pattern=grammar("^[A-Za-z0-9-]+$", "a header name: letters, digits and -"),
+        description="Header that carries it.",
+    )
+
+
 class Http(SinkType):
     """Any HTTP server."""
 
@@ -676,6 +692,7 @@ class Http(SinkType):
     )
     headers: Headers = Field((), description="Headers to add.")
     auth: HttpAuth | None = Field(None, description="Who we are.")
+    signature: Signature | None = Field(None, description="Sign requests.")
     compression: Literal["None", "gzip", "zstd"] = Field("None", description="Compression of requests.")
 
 

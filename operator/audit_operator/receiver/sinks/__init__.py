@@ -1,0 +1,292 @@
+"""Sinks: where events are delivered. A sink type is one module here and one line in `MODULES`.
+
+A module has ``make(program: SinkProgram, surroundings: Surroundings) -> Sink``. It reads ``program.settings`` with a
+struct of its own (`settings`), which refuses what it does not know. A library of a vendor is imported inside ``make``'s
+module and nowhere else; where it is missing `make` says which extra to install.
+
+What the worker promises a sink (`delivery.py`):
+
+* ``open`` is awaited before the first ``deliver``; if it raises, it is repeated like a delivery. ``close`` is awaited
+  once at the end and must not raise.
+* At most ``program.concurrency`` calls of ``deliver`` at a time. With 1 (the default) events come in the order in which
+  the receiver took them, which is each API server's own order: a batch is repeated until none of its events is left
+  before the next one begins. Above 1, batches may overtake each other.
+* An event is delivered at least once. It comes again after a crash, after `Result.retry`, and when an exception left
+  open what the sink took, with the same `Batch.ids`, by which a sink that can drops it.
+* ``deliver`` is cancelled after ``program.timeout`` seconds; that counts as `UnreachableError`.
+* ``batch.items`` is never empty, ``batch.size`` at most ``program.batch.max_bytes`` unless a single event is larger.
+
+What a sink promises the worker: to raise nothing but `SinkError` for what can be foreseen (anything else counts as
+`UnreachableError` and is logged as a bug), to keep no events between calls, and to bound what it reads of answers. It
+must not sleep or repeat on its own: waits are the worker's.
+
+Credentials are files that change under the receiver's feet: read them with `secret` at each use, keep no copy. A file
+that is missing or empty raises `UnauthorizedError`, which passes as soon as it is there.
+"""
+
+import hashlib
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Protocol, TypeVar, cast
+
+import msgspec
+
+from audit_operator.policy.events import Event, decode
+from audit_operator.render.program import SinkProgram
+
+MODULES: Final[Mapping[str, str]] = {
+    "http": "http",
+    "file": "file",
+    "stdout": "stdout",
+}
+"""Sink type, as in the program -> module in this folder."""
+
+EXTRAS: Final[Mapping[str, str]] = {}
+"""Sink type -> the extra of audit-operator that brings the library it needs."""
+
+
+# --- what is delivered -----------------------------------------------------------------------------------------------
+
+
+class Item(msgspec.Struct, frozen=True, gc=False):
+    """One event.
+
+    ``data``: in the sink's format (`SinkProgram.format`), one JSON object without a line break in it. ``audit``: the
+    same event as in the journal, in the words of audit.k8s.io/v1, already cut and redacted; the same bytes where the
+    format is audit. ``timestamp``: stageTimestamp as the API server wrote it (RFC 3339, microseconds, UTC); a client
+    cannot choose it. ``sequence``: grows by one per event of this sink and receiver.
+    """
+
+    server: str
+    audit_id: str
+    stage: str
+    timestamp: str
+    sequence: int
+    data: bytes
+    audit: bytes
+
+    @property
+    def event(self) -> Event:
+        """The event decoded, for sinks that need its fields; decoded anew at each use."""
+        return decode(self.audit)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Events to deliver together. ``size``: the sum of ``len(item.data)``, before compression."""
+
+    cluster: str
+    items: Sequence[Item]
+    size: int
+
+    def ids(self) -> list[str]:
+        """For each item a name that is the same however often it is delivered: 32 hex digits.
+
+        Of the cluster, API server, auditID, stage and stageTimestamp. auditID alone is neither unique nor trustworthy:
+        clients choose it.
+        """
+        return [
+            hashlib.blake2b(
+                "\0".join((self.cluster, item.server, item.audit_id, item.stage, item.timestamp)).encode(),
+                digest_size=16,
+            ).hexdigest()
+            for item in self.items
+        ]
+
+
+class Refusal(NamedTuple):
+    """Why the sink will never take the event at this index: a line for a person, without the event's content."""
+
+    at: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a batch: items named neither in ``retry`` nor in ``refused`` are taken, for good.
+
+    ``retry``: indices to deliver again, no earlier than ``retry_after`` seconds from now if that is given.
+    ``refused``: never to be delivered again; they go to quarantine. ``reason``: why ``retry`` is not empty.
+    """
+
+    retry: Sequence[int] = ()
+    refused: Sequence[Refusal] = ()
+    retry_after: float | None = None
+    reason: str = ""
+
+
+TAKEN: Final = Result()
+"""Every item is taken."""
+
+
+class Sink(Protocol):
+    """What delivers batches to one AuditSink."""
+
+    async def open(self) -> None:
+        """Make ready what all deliveries share. Raises SinkError."""
+
+    async def deliver(self, batch: Batch) -> Result:
+        """Deliver, and come back once the sink has the events in the sense that its protocol offers. Raises SinkError:
+        then no item is taken, as far as is known.
+        """
+
+    async def close(self) -> None:
+        """Let go of everything."""
+
+
+# --- what goes wrong -------------------------------------------------------------------------------------------------
+
+
+class SinkError(Exception):
+    """A batch as a whole was not taken. The message is for a person and never holds a credential or an event.
+
+    ``retry_after``: seconds that the sink asked to be left alone.
+    """
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class UnreachableError(SinkError):
+    """No answer, or one that says "not now": name resolution, connection, TLS, timeout, HTTP 5xx. Repeated."""
+
+
+class UnauthorizedError(SinkError):
+    """The sink does not accept who we are: HTTP 401, 403, 407, an expired or missing credential. Repeated."""
+
+
+class ThrottledError(SinkError):
+    """The sink asks to slow down: HTTP 429, or 503 with Retry-After. Repeated."""
+
+
+class MisconfiguredError(SinkError):
+    """What was addressed is not there or not what we take it for: HTTP 404, no such topic, index or bucket. Repeated:
+    it passes when the sink or its settings are corrected, and costs no event until then.
+    """
+
+
+class RefusedError(SinkError):
+    """The sink will not take this batch: HTTP 400, 422. Halved until the events that cause it are found, and only
+    those go to quarantine.
+    """
+
+
+class TooLargeError(RefusedError):
+    """It is too much at once: HTTP 413. Halved; a single event that is too large goes to quarantine."""
+
+
+class UnknownSinkError(ValueError):
+    """The program names a sink that cannot be made: its type, its settings, or a library that is missing."""
+
+
+# --- what a sink is given --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a sink may know of where it runs.
+
+    ``receiver``: the receiver's own name, the same after a restart. ``files``: the folder for file sinks on the
+    receiver's volume. ``claims``: the folder with claims mounted by name. ``refused_networks``: no connection is made
+    to an address in one of them (CIDRs), whatever name led there.
+    """
+
+    cluster: str
+    receiver: str
+    files: Path
+    claims: Path
+    refused_networks: Sequence[str] = field(default=())
+
+
+_T = TypeVar("_T")
+
+
+def settings(program: SinkProgram, kind: type[_T]) -> _T:
+    """``program.settings`` as a struct of the sink's own. Raises UnknownSinkError with the field that is wrong."""
+    return convert(program, program.settings, kind)
+
+
+def convert(program: SinkProgram, value: object, kind: type[_T]) -> _T:
+    """Some part of the program as ``kind``. Raises UnknownSinkError with the field that is wrong."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise UnknownSinkError(f"sink {program.namespace}/{program.name} ({program.type}): {error}") from None
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """Base of sinks' settings: camelCase as in AuditSink, and nothing unknown."""
+
+
+class SecretFile(Settings, frozen=True):
+    """What a reference to a Secret or ConfigMap has become."""
+
+    file: str
+
+
+_LARGEST_SECRET: Final = 1 << 20
+"""Bytes; that is the most a Secret can hold."""
+
+
+def secret(reference: SecretFile) -> str:
+    """The credential as it is now, without the line break at its end that editors leave. Blocking, some µs.
+
+    Raises UnauthorizedError, without the value, if it is missing, empty or no text.
+    """
+    path = Path(reference.file)
+    try:
+        with path.open("rb") as stream:
+            text = stream.read(_LARGEST_SECRET + 1).decode().rstrip("\r\n")
+    except FileNotFoundError:
+        raise UnauthorizedError(
+            f"the credential {path.name} is missing; create the Secret that the sink names"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnauthorizedError(f"the credential {path.name} cannot be read: {type(error).__name__}") from None
+    if not text or len(text) > _LARGEST_SECRET:
+        raise UnauthorizedError(f"the credential {path.name} is empty or too large")
+    return text
+
+
+def make(program: SinkProgram, surroundings: Surroundings) -> Sink:
+    """The sink that the program describes; does no I/O. Raises UnknownSinkError."""
+    name = f"sink {program.namespace}/{program.name}"
+    module = MODULES.get(program.type)
+    if module is None:
+        raise UnknownSinkError(f"{name}: {program.type!r} is no sink type; there are {', '.join(MODULES)}")
+    try:
+        maker: Any = importlib.import_module(f"{__name__}.{module}")
+    except ImportError as error:
+        extra = EXTRAS.get(program.type)
+        if extra is None:
+            raise
+        raise UnknownSinkError(
+            f"{name}: {program.type} needs {error.name}, which is not installed; "
+            f"install audit-operator[{extra}], or use the image, which has it"
+        ) from None
+    return cast("Sink", maker.make(program, surroundings))
+
+
+def filled(template: str, program: SinkProgram, surroundings: Surroundings) -> str:
+    """``template`` with {cluster} {namespace} {sink} {receiver} replaced; %Y %m %d %H stay."""
+    for key, value in (
+        ("cluster", surroundings.cluster),
+        ("namespace", program.namespace),
+        ("sink", program.name),
+        ("receiver", surroundings.receiver),
+    ):
+        template = template.replace(f"{{{key}}}", value)
+    return template
+
+
+def dated(template: str, timestamp: str) -> str:
+    """``template`` with %Y %m %d %H of an item's ``timestamp``, which is UTC."""
+    if "%" not in template:
+        return template
+    year, month, day, hour = timestamp[:4], timestamp[5:7], timestamp[8:10], timestamp[11:13]
+    for key, value in (("%Y", year), ("%m", month), ("%d", day), ("%H", hour)):
+        template = template.replace(key, value)
+    return template

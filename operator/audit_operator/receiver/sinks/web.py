@@ -1,0 +1,359 @@
+"""What sinks that speak HTTP share: TLS, proxy, authentication, bounded answers, and what a status code means."""
+
+import asyncio
+import email.utils
+import ipaddress
+import socket
+import ssl
+import time
+from base64 import b64encode
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import aiohttp
+from multidict import CIMultiDictProxy
+
+from audit_operator import __version__
+from audit_operator.receiver.compression import Compression, compress
+from audit_operator.receiver.sinks import (
+    MisconfiguredError,
+    RefusedError,
+    SecretFile,
+    Settings,
+    SinkError,
+    Surroundings,
+    ThrottledError,
+    TooLargeError,
+    UnauthorizedError,
+    UnreachableError,
+    convert,
+    filled,
+    secret,
+)
+from audit_operator.render.program import SinkProgram
+
+
+class BasicAuth(Settings, frozen=True):
+    """HTTP basic authentication."""
+
+    username: str
+    password: SecretFile
+
+
+class HttpAuth(Settings, frozen=True):
+    """One of these."""
+
+    basic: BasicAuth | None = None
+    bearer_token: SecretFile | None = None
+
+    def header(self) -> str:
+        """The value of Authorization as it is now. Raises UnauthorizedError."""
+        if self.basic is not None:
+            return basic(self.basic)
+        assert self.bearer_token is not None  # noqa: S101 - a rule of the resource
+        return f"Bearer {secret(self.bearer_token)}"
+
+
+class Header(Settings, frozen=True):
+    """A header with a value that may be read, in which placeholders are filled in, or a secret one."""
+
+    name: str
+    value: str | None = None
+    secret: SecretFile | None = None
+
+
+class ClientCertificate(Settings, frozen=True):
+    """PEM files."""
+
+    certificate_file: str
+    key_file: str
+
+
+class Tls(Settings, frozen=True):
+    """Whom we trust and who we are."""
+
+    ca_bundle: str | None = None
+    ca_secret: SecretFile | None = None
+    ca_config_map: SecretFile | None = None
+    server_name: str | None = None
+    client_certificate: ClientCertificate | None = None
+    min_version: Literal["TLS12", "TLS13"] = "TLS12"
+
+    def files(self) -> tuple[str, ...]:
+        """The files it is made of."""
+        own = self.client_certificate
+        ca = self.ca_secret or self.ca_config_map
+        return (*((ca.file,) if ca else ()), *((own.certificate_file, own.key_file) if own else ()))
+
+    def context(self) -> ssl.SSLContext:
+        """For connections from now on. Raises UnauthorizedError if a file is missing or is not what it should be."""
+        ca = self.ca_secret or self.ca_config_map
+        bundle = secret(ca) if ca else self.ca_bundle
+        try:
+            context = ssl.create_default_context(cadata=bundle)
+            if self.client_certificate:
+                own = self.client_certificate
+                context.load_cert_chain(own.certificate_file, own.key_file)
+        except FileNotFoundError:
+            raise UnauthorizedError(
+                "the client certificate is missing; create the Secret that the sink names"
+            ) from None
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            raise UnauthorizedError(f"the certificates cannot be used: {_ssl_reason(error)}") from error
+        context.minimum_version = ssl.TLSVersion.TLSv1_3 if self.min_version == "TLS13" else ssl.TLSVersion.TLSv1_2
+        return context
+
+
+class Proxy(Settings, frozen=True):
+    """The HTTP proxy on the way."""
+
+    url: str
+    basic_auth: BasicAuth | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer of the server; ``body`` at most as long as asked for."""
+
+    status: int
+    headers: CIMultiDictProxy[str]
+    body: bytes
+
+
+LARGEST_ANSWER: Final = 1 << 20
+"""Bytes read of an answer unless a sink says otherwise: enough for an error, and no server fills our memory."""
+
+_SHOWN: Final = 200
+"""Characters of an answer in an error. Enough to see why."""
+
+
+class Client:
+    """Requests of one sink. Certificates and credentials are those of the moment of each request."""
+
+    def __init__(
+        self,
+        program: SinkProgram,
+        surroundings: Surroundings,
+        *,
+        auth: HttpAuth | None = None,
+        headers: Sequence[Header] = (),
+        compression: Compression = "None",
+    ) -> None:
+        self._concurrency = program.concurrency
+        self._auth = auth
+        self._headers = tuple(headers)
+        self._plain = {
+            header.name: filled(header.value, program, surroundings) for header in headers if header.value is not None
+        }
+        self._compression = compression
+        self._tls = convert(program, program.tls or {}, Tls)
+        self._proxy = None if program.proxy is None else convert(program, program.proxy, Proxy)
+        self._refused = tuple(ipaddress.ip_network(network) for network in surroundings.refused_networks)
+        self._session: aiohttp.ClientSession | None = None
+        self._context: ssl.SSLContext | None = None
+        self._seen: object = None
+
+    async def send(
+        self,
+        method: str,
+        url: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        *,
+        sign: Callable[[bytes], Mapping[str, str]] | None = None,
+        largest_answer: int = LARGEST_ANSWER,
+    ) -> Answer:
+        """Send a request with a body, which is compressed as the sink is set, and read the answer, whatever its status.
+
+        ``sign``: further headers, made of the body as it is sent. Nothing is followed: a redirect could lead
+        credentials anywhere. Raises SinkError if there is no answer.
+        """
+        session = self._opened()
+        packed = compress(body, self._compression)
+        sent = self._all_headers(headers if sign is None else {**headers, **sign(packed)})
+        proxy = self._proxy
+        try:
+            async with session.request(
+                method,
+                url,
+                data=packed,
+                headers=sent,
+                ssl=self._current_context() if url.startswith("https://") else True,
+                server_hostname=self._tls.server_name,
+                proxy=None if proxy is None else proxy.url,
+                proxy_headers=self._proxy_headers(),
+                allow_redirects=False,
+            ) as response:
+                answer = await _bounded(response, largest_answer)
+                return Answer(response.status, response.headers, answer)
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise UnreachableError(f"the server's certificate: {_ssl_reason(error.certificate_error)}") from error
+        except aiohttp.ClientSSLError as error:
+            raise UnreachableError(f"TLS: {_ssl_reason(error.os_error)}") from error
+        except aiohttp.ClientConnectorDNSError as error:
+            raise UnreachableError(f"the name {error.host} cannot be resolved") from error
+        except aiohttp.ClientHttpProxyError as error:
+            if error.status == 407:
+                raise UnauthorizedError("the proxy does not accept who we are (407)") from error
+            raise UnreachableError(f"the proxy answered {error.status}") from error
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise UnreachableError(_connection_reason(error)) from error
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._session is not None:
+            session, self._session = self._session, None
+            await session.close()
+
+    def _all_headers(self, headers: Mapping[str, str]) -> dict[str, str]:
+        sent = {"User-Agent": f"audit-operator/{__version__}", **headers, **self._plain}
+        for header in self._headers:
+            if header.secret is not None:
+                sent[header.name] = secret(header.secret)
+        if self._auth is not None:
+            sent["Authorization"] = self._auth.header()
+        if self._compression != "None":
+            sent["Content-Encoding"] = self._compression
+        for name, value in sent.items():
+            if not value.isprintable() or not value.isascii():
+                raise UnauthorizedError(f"the value for header {name} is not printable ASCII; correct the Secret")
+        return sent
+
+    def _proxy_headers(self) -> dict[str, str] | None:
+        if self._proxy is None or self._proxy.basic_auth is None:
+            return None
+        return {"Proxy-Authorization": basic(self._proxy.basic_auth)}
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            connector = aiohttp.TCPConnector(
+                limit=self._concurrency, socket_factory=self._socket, keepalive_timeout=30, ttl_dns_cache=10
+            )
+            self._session = aiohttp.ClientSession(
+                connector=connector,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=True,
+                # The worker's timeout is the only one.
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+            )
+        return self._session
+
+    def _current_context(self) -> ssl.SSLContext:
+        """A new context makes new connections: the pool tells them apart by it."""
+        seen = [_version(file) for file in self._tls.files()]
+        if self._context is None or seen != self._seen:
+            self._context, self._seen = self._tls.context(), seen
+        return self._context
+
+    def _socket(self, info: tuple[Any, ...]) -> socket.socket:
+        """A socket for an address, after name resolution, at every connection: names can change what they mean."""
+        family, kind, protocol, _, address = info
+        if family in (socket.AF_INET, socket.AF_INET6):
+            refuse_address(str(address[0]), self._refused)
+        return socket.socket(family, kind, protocol)
+
+
+def refuse_address(address: str, refused: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> None:
+    """Raises MisconfiguredError for an address in one of the networks, in whatever form it is written."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    mapped = getattr(ip, "ipv4_mapped", None)
+    for network in refused:
+        if ip in network or (mapped is not None and mapped in network):
+            raise MisconfiguredError(f"{address} is in {network}, where this sink may not connect to")
+
+
+def basic(auth: BasicAuth) -> str:
+    """The value of Authorization. Raises UnauthorizedError."""
+    return "Basic " + b64encode(f"{auth.username}:{secret(auth.password)}".encode()).decode()
+
+
+def error_of(answer: Answer) -> SinkError | None:
+    """What the status of an answer means for the batch; None for 2xx."""
+    status = answer.status
+    if 200 <= status < 300:
+        return None
+    wait = retry_after(answer.headers)
+    said = f"HTTP {status}{_said(answer.body)}"
+    match status:
+        case 401 | 403 | 407:
+            return UnauthorizedError(said, retry_after=wait)
+        case 413:
+            return TooLargeError(said)
+        case 429:
+            return ThrottledError(said, retry_after=wait)
+        case 503 if wait is not None:
+            return ThrottledError(said, retry_after=wait)
+        case 408 | 425:
+            return UnreachableError(said, retry_after=wait)
+        case 400 | 422:
+            return RefusedError(said)
+        case _ if status >= 500:
+            return UnreachableError(said, retry_after=wait)
+        case _:
+            return MisconfiguredError(said)
+
+
+_LONGEST_WAIT: Final = 3600.0
+"""Seconds. A sink that asks for more is asked again after an hour all the same."""
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait, of a Retry-After in seconds or as a date; None if there is none that can be read."""
+    text = headers.get("Retry-After", "").strip()
+    if not text:
+        return None
+    if text.isascii() and text.isdigit():
+        return min(float(text[:9]), _LONGEST_WAIT)
+    try:
+        moment = email.utils.parsedate_to_datetime(text).timestamp()
+    except (ValueError, OverflowError):
+        return None
+    return min(max(0.0, moment - time.time()), _LONGEST_WAIT)
+
+
+async def _bounded(response: aiohttp.ClientResponse, largest: int) -> bytes:
+    """The body, of which no more than ``largest`` bytes are read; a connection with more to come is not used again."""
+    pieces, size = [], 0
+    async for piece in response.content.iter_any():
+        pieces.append(piece)
+        size += len(piece)
+        if size > largest:
+            response.close()
+            break
+    return b"".join(pieces)[:largest]
+
+
+def _said(body: bytes) -> str:
+    text = " ".join("".join(char if char.isprintable() else " " for char in body.decode(errors="replace")).split())
+    return f": {text[:_SHOWN]}" if text else ""
+
+
+def _version(file: str) -> object:
+    try:
+        found = Path(file).stat()
+    except OSError:
+        return None
+    return (found.st_mtime_ns, found.st_size, found.st_ino)
+
+
+def _ssl_reason(error: object) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return error.verify_message
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or str(error)).replace("_", " ").lower()
+    return str(error)[:_SHOWN]
+
+
+def _connection_reason(error: BaseException) -> str:
+    match error:
+        case aiohttp.ClientConnectorError() | OSError() if getattr(error, "errno", None) or str(error):
+            cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+            return f"no connection: {(cause.strerror or str(cause) or type(cause).__name__).lower()}"
+        case TimeoutError() | asyncio.TimeoutError():
+            return "no answer in time"
+        case aiohttp.ServerDisconnectedError():
+            return "the server closed the connection without an answer"
+        case _:
+            return f"no valid answer: {type(error).__name__}"

@@ -1,0 +1,84 @@
+"""What holds for every sink: settings as render writes them, credentials read anew, names that do not change."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from sink_cases import batch, credential, sink_program, surroundings
+
+from audit_operator.receiver.sinks import (
+    MODULES,
+    SecretFile,
+    UnauthorizedError,
+    UnknownSinkError,
+    dated,
+    filled,
+    make,
+    secret,
+)
+from audit_operator.resources.auditsink import SINK_TYPES
+
+MINIMAL = {
+    "http": {"url": "https://localhost:1/audit"},
+    "file": {},
+    "stdout": {},
+}
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_every_sink_takes_the_settings_that_render_writes(kind: str, tmp_path: Path) -> None:
+    assert kind in SINK_TYPES
+    make(sink_program(**{kind: MINIMAL[kind]}), surroundings(tmp_path))
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_every_sink_refuses_a_setting_it_does_not_know(kind: str, tmp_path: Path) -> None:
+    program = sink_program(**{kind: MINIMAL[kind]})
+    newer = msgspec.structs.replace(program, settings=program.settings | {"brandNew": 1})
+    with pytest.raises(UnknownSinkError, match=f"sink audit-system/siem .{kind}.: .*brandNew"):
+        make(newer, surroundings(tmp_path))
+
+
+def test_a_type_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    newer = msgspec.structs.replace(sink_program(stdout={}), type="carrierPigeon")
+    with pytest.raises(UnknownSinkError, match="'carrierPigeon' is no sink type; there are"):
+        make(newer, surroundings(tmp_path))
+
+
+def test_a_credential_is_read_at_each_use(tmp_path: Path) -> None:
+    credential(tmp_path, "es", "token", "old")
+    reference = SecretFile(file=str(tmp_path / "credentials" / "secret_audit-system_es_token"))
+    assert secret(reference) == "old"
+    credential(tmp_path, "es", "token", "new\n")
+    assert secret(reference) == "new"
+
+
+@pytest.mark.parametrize("content", [None, "", "\n", "caf\udce9"])
+def test_a_missing_or_unusable_credential_is_an_error_that_passes(content: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    if content is not None:
+        path.write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(UnauthorizedError, match="the credential token"):
+        secret(SecretFile(file=str(path)))
+
+
+def test_ids_are_stable_and_tell_apart_what_clients_name_alike() -> None:
+    one = batch(1, 2)
+    assert one.ids() == batch(1, 2).ids()
+    assert all(len(each) == 32 for each in one.ids())
+    item = one.items[0]
+    others = [
+        msgspec.structs.replace(item, server="kube-apiserver-2"),
+        msgspec.structs.replace(item, stage="RequestReceived"),
+        msgspec.structs.replace(item, timestamp="2026-11-23T04:33:04.000009Z"),
+    ]
+    names = type(one)("prod", [item, *others], 0).ids()
+    assert len(set(names)) == 4
+    assert names[0] != type(one)("staging", [item], 0).ids()[0]
+
+
+def test_templates_are_filled_by_sink_and_by_event(tmp_path: Path) -> None:
+    program = sink_program(stdout={})
+    text = filled("{cluster}/{namespace}/{sink}/{receiver}/%Y/%m/%d/%H", program, surroundings(tmp_path))
+    assert text == "prod/audit-system/siem/audit-receiver-0/%Y/%m/%d/%H"
+    assert dated(text, "2026-11-23T04:33:04.000001Z").endswith("/2026/11/23/04")
