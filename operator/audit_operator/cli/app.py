@@ -710,3 +710,87 @@ def run(
             log_level_file=log_level_file,
         )
     )
+
+
+@command(
+    epilog=examples(
+        "audit-operator receive --program out/receiver/program.json \\\n"
+        "    --journal state/journal --certificates out/certificates",
+    )
+)
+def receive(
+    *,
+    program: Annotated[
+        str, typer.Option(metavar="FILE", help="What to do with events, as `render` writes it; followed while running.")
+    ],
+    journal: Annotated[
+        str, typer.Option(metavar="DIR", help="Where events are kept until sinks have them; this receiver's alone.")
+    ],
+    certificates: Annotated[
+        str,
+        typer.Option(
+            metavar="DIR", help="tls.crt, tls.key, and ca.crt of those who may connect; followed while running."
+        ),
+    ],
+    listen: Annotated[
+        str, typer.Option(metavar="ADDRESS:PORT", help="Where API servers connect, by HTTPS.")
+    ] = "0.0.0.0:8443",
+    metrics: Annotated[
+        str, typer.Option(metavar="ADDRESS:PORT", help="Where /livez, /readyz and /metrics are, by HTTP.")
+    ] = "0.0.0.0:9090",
+) -> None:
+    """Run a receiver: take audit events from API servers, apply each policy, deliver to sinks.
+
+    An API server is answered 200 once its events are on disk. Ends on SIGTERM, after delivering what sinks take within
+    35 seconds; the rest waits in the journal for the next start.
+    """
+    from audit_operator.cli import receive as command
+
+    command.receive(program=program, journal=journal, listen=listen, certificates=certificates, metrics=metrics)
+
+
+quarantine = typer.Typer(
+    cls=Commands, no_args_is_help=True, rich_markup_mode=None, context_settings={"help_option_names": ["--help", "-h"]}
+)
+app.add_typer(quarantine, name="quarantine", help="Events that a receiver keeps because they could not be delivered.")
+
+JournalFolder = Annotated[str, typer.Option("--journal", metavar="DIR", help="The receiver's journal.")]
+STATE = "/var/lib/audit-operator/journal"
+
+
+@quarantine.command(
+    cls=Command,
+    name="list",
+    epilog=examples("audit-operator quarantine list", "audit-operator quarantine list --journal state/journal -o json"),
+)
+def quarantine_list(*, journal: JournalFolder = STATE, output: Output = Format.TEXT) -> None:
+    """Show what is kept: items that were no events (malformed), and events that a sink refused for good."""
+    from audit_operator.cli import quarantine as command
+
+    command.list_(journal, as_json=output is Format.JSON)
+
+
+@quarantine.command(cls=Command, name="show", epilog=examples("audit-operator quarantine show 3f2a9c0d1b8e7f64"))
+def quarantine_show(
+    *, id_: Annotated[str, typer.Argument(metavar="ID", help="As list shows it.")], journal: JournalFolder = STATE
+) -> None:
+    """Print one of them with its event, as JSON. Items that were no events are kept without their bodies."""
+    from audit_operator.cli import quarantine as command
+
+    command.show(journal, id_)
+
+
+@quarantine.command(cls=Command, name="retry", epilog=examples("audit-operator quarantine retry audit-system/siem"))
+def quarantine_retry(
+    *,
+    sink: Annotated[str, typer.Argument(metavar="NAMESPACE/NAME", help="The sink that refused them.")],
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="Which; left out: all.", show_default=False)
+    ] = None,
+    journal: JournalFolder = STATE,
+) -> None:
+    """Have refused events delivered again, after what made the sink refuse them is mended."""
+    from audit_operator.cli import quarantine as command
+
+    asked = command.retry(journal, sink, ids or [])
+    sys.stdout.write(f"{asked} to be delivered again\n")

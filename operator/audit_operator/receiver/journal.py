@@ -95,7 +95,7 @@ class LockedError(Exception):
     """Another receiver uses this journal."""
 
 
-BLOCK_BYTES: Final = 1 << 20
+BLOCK_BYTES: Final = 1 << 18
 """A block ends with the event that passes this: whoever reads holds a block in memory, and a POST may have hundreds of
 megabytes.
 """
@@ -584,7 +584,7 @@ class Journal:
         try:
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             try:
-                self._disk.write(file, [bytes(BLOCK_BYTES)], 0)
+                self._disk.write(file, [bytes(1 << 20)], 0)
                 self._disk.sync(file)
             finally:
                 os.close(file)

@@ -237,12 +237,13 @@ def decode(text: str | bytes) -> Program:
     Raises msgspec.DecodeError for what is neither, msgspec.ValidationError, which is one, for anything that this
     version does not know.
     """
-    if isinstance(text, bytes) and text.startswith(_GZIP):
-        text = _unpacked(text)
-    return msgspec.json.decode(text, type=Program)
+    return msgspec.json.decode(unpacked(text) if isinstance(text, bytes) else text, type=Program)
 
 
-def _unpacked(data: bytes) -> bytes:
+def unpacked(data: bytes) -> bytes:
+    """The text of a program, which may be gzip, as ConfigMaps hold it. Raises msgspec.DecodeError."""
+    if not data.startswith(_GZIP):
+        return data
     stream = zlib.decompressobj(wbits=31)
     try:
         text = stream.decompress(data, _LARGEST_UNPACKED)

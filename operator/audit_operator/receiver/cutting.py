@@ -1,0 +1,183 @@
+"""An event cut to a level, without managedFields, redacted. What is not touched stays as it was sent, byte for byte."""
+
+from typing import Final, NamedTuple
+
+import msgspec
+from msgspec import Raw
+
+from audit_operator.policy.events import Event, EventError, Fields, fields
+from audit_operator.policy.model import Level, Request
+from audit_operator.policy.redact import PATCH_ANNOTATION, Redactor
+
+
+class Cut(NamedTuple):
+    """``data``: the event as JSON, without a line break. ``redacted``: values. ``failed``: fields replaced whole."""
+
+    data: bytes
+    redacted: int = 0
+    failed: tuple[str, ...] = ()
+
+
+def cut(raw: bytes, event: Event, request: Request, recorded: Level, wanted: "Wanted") -> Cut:
+    """The event as it may leave.
+
+    Args:
+        raw: as the API server sent it.
+        event: `decode(raw)`.
+        request: `request_of(event)`.
+        recorded: the event's own level.
+        wanted: ``wanted.level`` is at most ``recorded``, and not None.
+
+    """
+    level = wanted.level
+    if level is Level.MINIMAL:
+        return Cut(_minimal(raw, event))
+    changed: dict[str, Raw | None] = {}
+    if level < Level.REQUEST_RESPONSE <= recorded or (level < Level.REQUEST and len(event.response_object)):
+        changed["responseObject"] = None
+    if level < Level.REQUEST <= recorded:
+        changed["requestObject"] = None
+        if _PATCH_HINT in bytes(event.annotations):
+            changed["annotations"] = _without_patches(event.annotations)
+    elif wanted.omit_managed_fields and b"managedFields" in raw:
+        # The API server keeps them in the body of a PATCH: it records what was sent (LogRequestPatch).
+        if request.verb != "patch":
+            _strip(changed, "requestObject", event.request_object)
+        if "responseObject" not in changed:
+            _strip(changed, "responseObject", event.response_object)
+    redacted = wanted.redactor.redact(_changed(event, changed) if changed else event, request)
+    if redacted.fields:
+        changed.update(redacted.fields)
+    if level is not recorded:
+        changed["level"] = _LEVELS[level]
+    if not changed:
+        return Cut(_one_line(raw))
+    members = fields(raw)
+    for name, value in changed.items():
+        if value is None:
+            members.pop(name, None)
+        else:
+            members[name] = value
+    return Cut(_one_line(msgspec.json.encode(members)), redacted.count, redacted.failed)
+
+
+class Wanted(NamedTuple):
+    """How an event is to leave."""
+
+    level: Level
+    omit_managed_fields: bool
+    redactor: Redactor
+
+
+_LEVELS: Final = {level: Raw(f'"{level}"'.encode()) for level in Level}
+_PATCH_HINT: Final = PATCH_ANNOTATION.encode()
+_EMPTY: Final = Raw()
+_ATTRIBUTES: Final = {
+    "requestObject": "request_object",
+    "responseObject": "response_object",
+    "annotations": "annotations",
+}
+
+
+def _changed(event: Event, changed: dict[str, Raw | None]) -> Event:
+    """For the redactor, which looks at what is left only."""
+    values = {_ATTRIBUTES[name]: _EMPTY if value is None else value for name, value in changed.items()}
+    return msgspec.structs.replace(event, **values)
+
+
+def _one_line(data: bytes) -> bytes:
+    """Outside of strings a line break is a space; inside of one it would be no JSON."""
+    return data.replace(b"\n", b" ").replace(b"\r", b" ") if b"\n" in data or b"\r" in data else data
+
+
+def _without_patches(annotations: Raw) -> Raw | None:
+    """What mutating webhooks did to the object is content of the body: API servers write it from level Request up."""
+    try:
+        kept = {key: value for key, value in fields(annotations).items() if not key.startswith(PATCH_ANNOTATION)}
+    except EventError:
+        return None
+    return Raw(msgspec.json.encode(kept)) if kept else None
+
+
+def _strip(changed: dict[str, Raw | None], name: str, body: Raw) -> None:
+    if b"managedFields" in bytes(body):
+        stripped = _without_managed_fields(body)
+        if stripped is not None:
+            changed[name] = stripped
+
+
+def _without_managed_fields(body: Raw) -> Raw | None:
+    """The object, or the objects in a list or Table, without metadata.managedFields, as the API server would have
+    written it; None: there is nothing to take out.
+    """
+    try:
+        members = fields(body)
+        changed = _strip_object(members)
+        items = members.get("items")
+        if items is not None and b"managedFields" in bytes(items):
+            members["items"] = _each(items, "")
+            changed = True
+        rows = members.get("rows")
+        if rows is not None and b"managedFields" in bytes(rows):
+            members["rows"] = _each(rows, "object")
+            changed = True
+    except (EventError, RecursionError, ValueError):
+        return None  # not an object, or none that API servers would look into
+    return Raw(msgspec.json.encode(members)) if changed else None
+
+
+def _strip_object(members: Fields) -> bool:
+    metadata = members.get("metadata")
+    if metadata is None or b"managedFields" not in bytes(metadata):
+        return False
+    inner = fields(metadata)
+    if inner.pop("managedFields", None) is None:
+        return False
+    members["metadata"] = Raw(msgspec.json.encode(inner))
+    return True
+
+
+_list = msgspec.json.Decoder(list[Raw])
+
+
+def _each(items: Raw, below: str) -> Raw:
+    result = []
+    for item in _list.decode(items):
+        stripped = item
+        if b"managedFields" in bytes(item):
+            members = fields(item)
+            target = members.get(below) if below else None
+            if below and target is not None:
+                inner = fields(target)
+                if _strip_object(inner):
+                    members[below] = Raw(msgspec.json.encode(inner))
+                    stripped = Raw(msgspec.json.encode(members))
+            elif not below and _strip_object(members):
+                stripped = Raw(msgspec.json.encode(members))
+        result.append(stripped)
+    return Raw(msgspec.json.encode(result))
+
+
+class _Code(msgspec.Struct, frozen=True, gc=False):
+    code: int = 0
+
+
+_code = msgspec.json.Decoder(_Code)
+
+
+def _minimal(raw: bytes, event: Event) -> bytes:
+    """Who did what to which object, when, and with which result; in the order API servers write it."""
+    result: dict[str, object] = {"level": "Minimal", "auditID": event.audit_id, "stage": event.stage}
+    if event.object_ref is None:
+        result["requestURI"] = event.request_uri
+    result["verb"] = event.verb
+    result["user"] = {"username": event.user.username} if event.user.username else {}
+    if event.object_ref is not None:
+        result["objectRef"] = fields(raw)["objectRef"]
+    if len(event.response_status):
+        try:
+            result["responseStatus"] = {"code": _code.decode(event.response_status).code}
+        except (RecursionError, ValueError):
+            result["responseStatus"] = {}
+    result["stageTimestamp"] = event.stage_timestamp
+    return _one_line(msgspec.json.encode(result))

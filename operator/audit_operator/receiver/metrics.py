@@ -1,0 +1,149 @@
+"""What can be counted, for Prometheus. Names begin with ``audit_receiver_``; times are in seconds."""
+
+import bisect
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+LATENCY_BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0, 86400.0)
+
+_SERVERS: Final = 64
+"""Names of API servers with series of their own, the others share one. They come from certificates, so this is a bound
+on what a CA can do to us.
+"""
+
+
+class Metrics:
+    """All series of one receiver."""
+
+    def __init__(self) -> None:
+        registry = self._registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"audit_receiver_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"audit_receiver_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"audit_receiver_{name}", text, buckets=buckets, registry=registry)
+
+        self._servers: set[str] = set()
+        self.posts = counter("posts", "POSTs by API server and answer.", "server", "code")
+        self.received = counter("received_events", "Events taken from API servers.", "server")
+        self.received_bytes = counter("received_bytes", "Bytes of POSTs that were taken.", "server")
+        self.duplicates = counter("duplicate_events", "Events that came again and were dropped.", "server")
+        self.malformed = counter("malformed_items", "Items that are no events; see quarantine.", "server")
+        self.decided = counter(
+            "decided_events",
+            "Events by what a policy made of them; level None is not delivered.",
+            "policy",
+            "rule",
+            "level",
+        )
+        self.not_covered = counter(
+            "not_covered_events", "Events that were recorded at a lower level than the policy asks for.", "policy"
+        )
+        self.redacted = counter("redacted_values", "Values that were redacted.")
+        self.failed_closed = counter(
+            "failed_closed_fields", "Fields replaced as a whole because they could not be redacted.", "field"
+        )
+        self.journaled = counter("journaled_events", "Events written for a sink.", "sink")
+        self.dropped = counter(
+            "dropped_events", "Events that a sink does not get because its part of the journal is full.", "sink"
+        )
+        self.delivered = counter("delivered_events", "Events that a sink has.", "sink")
+        self.retried = counter("retried_events", "Events that had to be delivered again.", "sink")
+        self.dead_lettered = counter("dead_lettered_events", "Events that a sink refused for good.", "sink")
+        self.damaged = counter("damaged_events", "Events of the journal that could not be read.", "sink")
+        self.errors = counter("sink_errors", "Failed deliveries by kind.", "sink", "kind")
+        self.journal_bytes = gauge("journal_bytes", "Bytes that wait for a sink.", "sink")
+        self.backlog = gauge("backlog_events", "Events that wait for a sink.", "sink")
+        self.oldest = gauge("oldest_undelivered_seconds", "Age of the oldest event that waits for a sink.", "sink")
+        self.ready = gauge("ready", "1 if events are taken.")
+        self.post_seconds = histogram(
+            "post_seconds",
+            "From a POST's headers to its answer.",
+            (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.5, 10.0),
+        )
+        self.latency = Latency()
+        registry.register(self.latency)
+        self._refresh: Callable[[], None] = lambda: None
+
+    def server(self, name: str) -> str:
+        """The label for an API server."""
+        if name in self._servers:
+            return name
+        if len(self._servers) < _SERVERS:
+            self._servers.add(name)
+            return name
+        return "others"
+
+    def on_scrape(self, refresh: Callable[[], None]) -> None:
+        """``refresh`` sets the gauges before each scrape."""
+        self._refresh = refresh
+
+    def forget_sink(self, sink: str) -> None:
+        """Its gauges must not stay at what they were."""
+        for each in (self.journal_bytes, self.backlog, self.oldest):
+            if (sink,) in each._metrics:
+                each.remove(sink)
+
+    def text(self) -> bytes:
+        """In Prometheus' text format."""
+        self._refresh()
+        return generate_latest(self._registry)
+
+
+class Latency(Collector):
+    """From an event's stageTimestamp to the sink that has it. Of the library's own histogram every single observation
+    costs as much as deciding an event; this one takes those of a batch together.
+    """
+
+    def __init__(self) -> None:
+        self._counts: dict[str, list[int]] = {}
+        self._sums: dict[str, float] = {}
+
+    def observe(self, sink: str, timestamps: Iterable[str], now: float) -> None:
+        """Events of these stageTimestamps are delivered at ``now``, seconds since the epoch."""
+        counts = self._counts.setdefault(sink, [0] * (len(LATENCY_BUCKETS) + 1))
+        # Events of the same tenth of a second are taken as one.
+        for moment, events in _tenths(timestamps):
+            seconds = max(0.0, now - epoch(moment))
+            counts[bisect.bisect_left(LATENCY_BUCKETS, seconds)] += events
+            self._sums[sink] = self._sums.get(sink, 0.0) + seconds * events
+
+    def collect(self) -> Iterator[Metric]:
+        """For the registry."""
+        family = HistogramMetricFamily(
+            "audit_receiver_delivery_latency_seconds",
+            "From an event's stageTimestamp to the sink that has it.",
+            labels=["sink"],
+        )
+        for sink, counts in list(self._counts.items()):
+            total, buckets = 0, []
+            for bound, count in zip((*map(str, LATENCY_BUCKETS), "+Inf"), counts, strict=True):
+                total += count
+                buckets.append((bound, total))
+            family.add_metric([sink], buckets, self._sums[sink])
+        yield family
+
+
+def _tenths(timestamps: Iterable[str]) -> Iterable[tuple[str, int]]:
+    found: dict[str, int] = {}
+    for timestamp in timestamps:
+        moment = timestamp[:21]
+        found[moment] = found.get(moment, 0) + 1
+    return found.items()
+
+
+def epoch(timestamp: str) -> float:
+    """Seconds since the epoch of a timestamp in UTC, of which the end may be missing; 0 for what is none."""
+    try:
+        return datetime.fromisoformat(timestamp.rstrip("Z")).replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        return 0.0

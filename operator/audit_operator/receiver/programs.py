@@ -1,0 +1,170 @@
+"""Where programs come from: a mounted file, and the operator, which pushes them because a kubelet takes a minute.
+
+The newest wins. The file follows a push with a delay, and in between may show a program that is older than the one in
+force; so what was pushed is remembered by its hash, in order. A file that shows something pushed earlier is late; one
+that shows something never pushed was changed by somebody else, and counts.
+"""
+
+import contextlib
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from audit_operator.policy.redact import RedactionError
+from audit_operator.receiver.running import Running
+from audit_operator.render.objects import text_hash
+from audit_operator.render.program import Program, decode, unpacked
+
+logger = logging.getLogger(__name__)
+
+LARGEST: Final = 64 << 20
+"""Bytes of a program. A ConfigMap holds 1 MiB, packed."""
+
+_REMEMBERED: Final = 256
+"""Hashes of what was pushed; a kubelet lags by a few."""
+
+
+class ProgramError(ValueError):
+    """A program that cannot run; the message says why, and that the one before stays."""
+
+
+@dataclass
+class InForce:
+    """For the status. ``hash``: `text_hash` of the program's text. ``refused``: why a newer one does not run."""
+
+    hash: str = ""
+    source: str = ""
+    refused: str = ""
+    refused_hash: str = ""
+
+
+class Programs:
+    """Chooses, checks and applies programs.
+
+    Args:
+        file: mounted; may be missing for a while.
+        folder: of the journal: what was pushed is kept there.
+
+    """
+
+    def __init__(self, file: Path, folder: Path, running: Running) -> None:
+        self._file = file
+        self._pushed = folder / "program.json"
+        self._history = folder / "programs.pushed"
+        self._running = running
+        self._seen: object = None
+        self.state = InForce()
+
+    async def start(self) -> None:
+        """What was pushed last, unless the file shows something else that was never pushed. Raises nothing: without a
+        program the receiver is not ready.
+        """
+        with contextlib.suppress(OSError, ProgramError):
+            await self._apply(self._pushed.read_bytes(), "pushed")
+        await self.look()
+
+    async def look(self) -> None:
+        """Take up the file if it has changed; a file that could not run is tried again, for its credentials may have
+        arrived. Raises nothing.
+        """
+        try:
+            found = self._file.stat()
+            version = (found.st_mtime_ns, found.st_size, found.st_ino)
+            if version == self._seen and not self.state.refused:
+                return
+            text = self._file.read_bytes()
+        except OSError as error:
+            if not self.state.hash:
+                self.state.refused = f"{self._file}: {(error.strerror or '').lower()}"
+            return
+        self._seen = version
+        with contextlib.suppress(ProgramError):
+            hash_ = _hash(text, self.state)
+            late = hash_ in self._hashes()
+            if hash_ != self.state.hash and not (late and self.state.hash):
+                await self._apply(text, "file")
+
+    async def push(self, text: bytes) -> None:
+        """What the operator sends. In force, and on disk, when this comes back. Raises ProgramError, OSError."""
+        await self._apply(text, "pushed")
+        self._keep(text)
+
+    async def _apply(self, text: bytes, source: str) -> None:
+        hash_ = _hash(text, self.state)
+        try:
+            program = _decoded(text)
+            await self._running.apply(program, _hash_key(program))
+        except (ProgramError, RedactionError) as error:
+            self._refuse(hash_, source, str(error))
+        except OSError as error:
+            self._refuse(hash_, source, f"{error.filename or 'the journal'}: {(error.strerror or '').lower()}")
+        else:
+            self.state = InForce(hash_, source)
+            logger.info("program %s (%s) is in force", hash_, source)
+
+    def _refuse(self, hash_: str, source: str, why: str) -> None:
+        if self.state.refused_hash != hash_ or self.state.refused != why:
+            logger.error("program %s (%s) is refused, %s stays: %s", hash_, source, self.state.hash or "none", why)
+        self.state.refused, self.state.refused_hash = why, hash_
+        raise ProgramError(why)
+
+    def _hashes(self) -> list[str]:
+        try:
+            return self._history.read_text().split()
+        except (OSError, UnicodeDecodeError):
+            return []
+
+    def _keep(self, text: bytes) -> None:
+        """First the text, then that it was pushed: the other way round a crash could leave neither in force."""
+        history = [*self._hashes(), self.state.hash][-_REMEMBERED:]
+        _write(self._pushed, text)
+        _write(self._history, "\n".join(history).encode())
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+def _hash(text: bytes, state: InForce) -> str:
+    try:
+        return text_hash(unpacked(text).decode())
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        state.refused, state.refused_hash = f"the program {error}", ""
+        raise ProgramError(state.refused) from None
+
+
+def _decoded(text: bytes) -> Program:
+    try:
+        program = decode(text)
+    except msgspec.ValidationError as error:
+        raise ProgramError(f"the program is not one of this version: {error}") from None
+    except msgspec.DecodeError as error:
+        raise ProgramError(f"the program is no JSON: {error}") from None
+    sinks = {f"{sink.namespace}/{sink.name}" for sink in program.sinks}
+    for policy in program.policies:
+        name = f"policy {policy.namespace}/{policy.name}"
+        if not 0 <= policy.rule_list < len(program.rule_lists):
+            raise ProgramError(f"{name}: there is no rule list {policy.rule_list}")
+        if unknown := set(policy.sinks) - sinks:
+            raise ProgramError(f"{name}: there is no sink {min(unknown)}")
+    return program
+
+
+def _hash_key(program: Program) -> bytes:
+    if program.hash_key_file is None:
+        return b""
+    try:
+        return Path(program.hash_key_file).read_bytes().rstrip(b"\n")
+    except OSError as error:
+        raise ProgramError(
+            f"{program.hash_key_file}, the key for action Hash: {(error.strerror or '').lower()}"
+        ) from None

@@ -1,0 +1,210 @@
+"""What could not be delivered as it should: kept, counted, and to be had again.
+
+Two kinds, a file each: *malformed* items of a POST, which no policy could be asked about, and *refused* events, which a
+sink will never take. A line is one of them, as JSON. Malformed items are kept without their bodies and annotations:
+nothing could tell what in them is secret, and what is not redacted never touches the disk. Refused events are as they
+stood in the journal, redacted.
+
+    JOURNAL/quarantine/malformed.jsonl
+    JOURNAL/quarantine/NAMESPACE/NAME.jsonl
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from msgspec import Raw
+
+from audit_operator.policy.events import EventError, fields
+from audit_operator.policy.redact import UNREDACTABLE
+
+MALFORMED: Final = "malformed"
+"""In place of a sink's name."""
+
+LARGEST: Final = 64 << 20
+"""Bytes of one file. For malformed items the newest are dropped then, and counted all the same; a sink waits with what
+it refuses, as it does when it is down, until somebody has looked (`audit-operator quarantine`).
+"""
+
+_LONGEST_ITEM: Final = 1 << 16
+_BODIES: Final = ("requestObject", "responseObject", "annotations", "responseStatus")
+_SIMPLE: Final = frozenset(
+    {"level", "auditID", "stage", "requestURI", "verb", "requestReceivedTimestamp", "stageTimestamp"}
+)
+
+
+class Held(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """One entry. ``id``: for commands. ``time``: RFC 3339, when it came here. ``size``: bytes of the original."""
+
+    id: str
+    time: str
+    server: str
+    reason: str
+    size: int
+    event: Raw
+
+
+class FullError(Exception):
+    """The file has reached `LARGEST`."""
+
+
+def malformed(server: str, item: bytes, reason: str, time: str) -> Held:
+    """An entry for an item that is no event, or that nobody can decide on."""
+    return Held(
+        id=hashlib.sha256(item).hexdigest()[:16],
+        time=time,
+        server=server,
+        reason=reason,
+        size=len(item),
+        event=Raw(msgspec.json.encode(_envelope(item))),
+    )
+
+
+def refused(server: str, event: bytes, reason: str, time: str) -> Held:
+    """An entry for an event that a sink refused; ``event`` as in the journal."""
+    return Held(
+        id=hashlib.sha256(server.encode() + event).hexdigest()[:16],
+        time=time,
+        server=server,
+        reason=reason,
+        size=len(event),
+        event=Raw(event),
+    )
+
+
+def _envelope(item: bytes) -> Any:
+    """What can be kept of it without a secret in it."""
+    try:
+        members = fields(item)
+    except EventError:
+        return UNREDACTABLE
+    kept: dict[str, Any] = {}
+    for name, value in members.items():
+        if name in _SIMPLE and bytes(value).startswith(b'"') and len(value) <= _LONGEST_ITEM:
+            kept[name] = value
+        elif name in ("user", "objectRef", *_BODIES):
+            kept[name] = UNREDACTABLE
+    return kept
+
+
+_ASKED: Final = ".retry"
+_TAKEN: Final = ".retrying"
+
+
+def _lines(entries: Sequence[Held]) -> bytes:
+    return b"".join(msgspec.json.encode(entry) + b"\n" for entry in entries)
+
+
+def _read(path: Path) -> Iterator[Held]:
+    with path.open("rb") as lines:
+        for line in lines:
+            with contextlib.suppress(msgspec.DecodeError):
+                yield msgspec.json.decode(line, type=Held)
+
+
+def _append(path: Path, lines: bytes) -> None:
+    """All of it, synced, or OSError."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        before = os.fstat(file).st_size
+        try:
+            written = 0
+            while written < len(lines):
+                written += os.write(file, memoryview(lines)[written:])
+            os.fsync(file)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(file, before)
+            raise
+    finally:
+        os.close(file)
+
+
+class Quarantine:
+    """The files. Blocking; safe for use by several threads and processes, as the command line beside the receiver."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def path(self, of: str) -> Path:
+        """The file of a sink (``namespace/name``), or of `MALFORMED`."""
+        return self._folder / f"{of}.jsonl"
+
+    def put(self, of: str, entries: Sequence[Held]) -> None:
+        """Keep them, synced. Raises FullError, OSError: then none is kept."""
+        lines = _lines(entries)
+        path = self.path(of)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with self._locked():
+            if self.size(of) + len(lines) > LARGEST:
+                raise FullError(f"the quarantine of {of} is full: look at it with `audit-operator quarantine list`")
+            _append(path, lines)
+
+    def names(self) -> list[str]:
+        """Whose files there are."""
+        if not self._folder.is_dir():
+            return []
+        found = [path.relative_to(self._folder).with_suffix("") for path in self._folder.rglob("*.jsonl")]
+        return sorted(str(path) for path in found)
+
+    def entries(self, of: str) -> Iterator[Held]:
+        """What is kept, the oldest first. A line that a crash left incomplete is skipped."""
+        with contextlib.suppress(FileNotFoundError):
+            yield from _read(self.path(of))
+
+    def size(self, of: str) -> int:
+        """Bytes."""
+        try:
+            return self.path(of).stat().st_size
+        except OSError:
+            return 0
+
+    def ask_again(self, of: str, ids: frozenset[str] | None) -> int:
+        """Take out those with these ids, or all, for the receiver to deliver again; how many. Raises OSError."""
+        with self._locked():
+            taken: list[Held] = []
+            left: list[Held] = []
+            for entry in self.entries(of):
+                (taken if ids is None or entry.id in ids else left).append(entry)
+            if taken:
+                # First the copy: what ends this in between makes an event come twice, not never.
+                _append(self.path(of).with_suffix(_ASKED), _lines(taken))
+                temporary = self.path(of).with_suffix(".tmp")
+                temporary.unlink(missing_ok=True)
+                _append(temporary, _lines(left))
+                temporary.replace(self.path(of))
+                if not left:
+                    self.path(of).unlink()
+        return len(taken)
+
+    def asked(self) -> list[tuple[str, list[Held]]]:
+        """What is to be delivered again, by sink; it stays until `done`."""
+        if not self._folder.is_dir():
+            return []
+        with self._locked():
+            for path in self._folder.rglob(f"*{_ASKED}"):
+                if not path.with_suffix(_TAKEN).exists():
+                    path.replace(path.with_suffix(_TAKEN))
+        return [
+            (str(path.relative_to(self._folder).with_suffix("")), list(_read(path)))
+            for path in sorted(self._folder.rglob(f"*{_TAKEN}"))
+        ]
+
+    def done(self, of: str) -> None:
+        """What was asked for is in the journal."""
+        self.path(of).with_suffix(_TAKEN).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(file)
