@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from faults import FAULTS, FaultyServer, Reply, Request, hang, status
 from receiving import Setup, event, event_list, eventually, policy, program, receiving, recorded, sink
 
@@ -19,7 +20,7 @@ def run(folder: Path, test: Callable[[Setup], Coroutine[Any, Any, None]], first:
         async with receiving(folder, first) as setup:
             await test(setup)
 
-    asyncio.run(whole())
+    uvloop.run(whole())
 
 
 def ids(lines: list[Any]) -> list[str]:
@@ -296,7 +297,7 @@ def against(
             async with receiving(folder, first) as setup:
                 await test(setup)
 
-    asyncio.run(whole())
+    uvloop.run(whole())
 
 
 @pytest.mark.parametrize("name", [name for name in FAULTS if name != "400 once"])

@@ -193,6 +193,7 @@ class Log:
         self._folder = folder
         self._disk = disk
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
         self._segments: list[_Segment] = []
         self._file: int | None = None
         self._cursor_file: int | None = None
@@ -271,6 +272,17 @@ class Log:
         return Position(first, 0, sequence)
 
     # --- writing, in the journal's thread ---
+
+    def append(self, many: Sequence[Blocks]) -> str:
+        """Write and sync; why it failed, empty if it did not. After a failure nothing of it counts."""
+        with self._writing:
+            try:
+                self.write(many)
+                self.sync(many)
+            except OSError as error:
+                self.give_up()
+                return _reason(error)
+        return ""
 
     def write(self, many: Sequence[Blocks]) -> None:
         """Append, without sync. Raises OSError: then nothing of it counts, see `give_up`."""
@@ -403,11 +415,23 @@ class Log:
             while len(self._segments) > 1 and self._segments[1].first <= self.position.sequence:
                 self._segments[0].path.unlink(missing_ok=True)
                 del self._segments[0]
-            # The last one, too, if nobody writes it any more.
-            last = self._segments[-1] if self._segments else None
-            if last is not None and self._file is None and self.position.sequence >= self.next_sequence:
-                last.path.unlink(missing_ok=True)
-                self._segments.clear()
+        # The last one goes, too, once all of it is delivered: at the high-water mark no write would ever end it.
+        if self._all_delivered() and self._writing.acquire(blocking=False):
+            try:
+                with self._lock:
+                    if self._all_delivered() and (
+                        self._file is None or self._segments[-1].size >= self._segment_size() // 2
+                    ):
+                        if self._file is not None:
+                            os.close(self._file)
+                            self._file = None
+                        self._segments[-1].path.unlink(missing_ok=True)
+                        self._segments.pop()
+            finally:
+                self._writing.release()
+
+    def _all_delivered(self) -> bool:
+        return bool(self._segments) and self.position.sequence >= self.next_sequence
 
     def recent(self, limit: int) -> Iterator[Stored]:
         """The last events, at most about ``limit`` bytes of them: those that a crash may have left unanswered."""
@@ -653,13 +677,7 @@ class Journal:
         log = self.logs.get(name)
         if log is None:
             return "the sink has just been removed"
-        try:
-            log.write(many)
-            log.sync(many)
-        except OSError as error:
-            log.give_up()
-            return _reason(error)
-        return ""
+        return log.append(many)
 
 
 def _reason(error: OSError) -> str:

@@ -5,11 +5,13 @@ decoded, and only a certificate of our CA gets as far as a request.
 """
 
 import asyncio
+import contextlib
 import logging
 import socket
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from aiohttp import web
@@ -142,6 +144,31 @@ class _Protocols(web.Server):
         return _Handler(self, loop=self._loop, **self._kwargs)
 
 
+class _Caller:
+    """A connection until it ends. ``owned``: by the loop, which closes it. ``served``: hands are shaken."""
+
+    __slots__ = ("_slots", "owned", "served", "socket")
+
+    def __init__(self, connection: socket.socket, slots: asyncio.Semaphore) -> None:
+        self.socket = connection
+        self.owned = False
+        self.served = False
+        self._slots: asyncio.Semaphore | None = slots
+
+    def release(self) -> None:
+        """Give its slot back, once."""
+        if self._slots is not None:
+            slots, self._slots = self._slots, None
+            slots.release()
+
+    def abandon(self) -> None:
+        """Unless it is served by now, it never will be."""
+        if not self.owned:
+            self.socket.close()
+        if not self.served:
+            self.release()
+
+
 class Parts(NamedTuple):
     """What answers are made by."""
 
@@ -160,7 +187,8 @@ class Server:
         self._status = status
         self._room = Room(_SMALLEST_ROOM)
         self._slots = asyncio.Semaphore(_CONNECTIONS)
-        self._handshakes: dict[asyncio.Task[None], None] = {}
+        self._handshakes: dict[_Caller, asyncio.Task[None]] = {}
+        self._connecting: set[asyncio.Task[None]] = set()
         self._protocols: list[_Protocols] = []
         self._listening: list[socket.socket] = []
         self._accepting: list[asyncio.Task[None]] = []
@@ -184,9 +212,10 @@ class Server:
     async def stop(self, grace: float) -> None:
         """Take no more, and answer what is there for at most so many seconds. Health and metrics go on."""
         self.stopping = True
-        for task in (*self._accepting, *self._handshakes):
+        ending = (*self._accepting, *self._connecting)
+        for task in ending:
             task.cancel()
-        await asyncio.gather(*self._accepting, *self._handshakes, return_exceptions=True)
+        await asyncio.gather(*ending, return_exceptions=True)
         for listening in self._listening:
             listening.close()
         if self._protocols:
@@ -216,38 +245,36 @@ class Server:
                 self._slots.release()
                 raise
             if len(self._handshakes) >= _HANDSHAKES:
-                next(iter(self._handshakes)).cancel()
-            task = asyncio.create_task(self._connect(connection, protocols))
-            self._handshakes[task] = None
-            task.add_done_callback(lambda done: self._handshakes.pop(done, None))
+                self._handshakes.pop(next(iter(self._handshakes))).cancel()
+            caller = _Caller(connection, self._slots)
+            task = asyncio.create_task(self._connect(caller, protocols))
+            self._handshakes[caller] = task
+            self._connecting.add(task)
+            task.add_done_callback(partial(self._connected, caller))
 
-    async def _connect(self, connection: socket.socket, protocols: _Protocols) -> None:
-        """Shake hands; the slot is given back when the connection ends."""
+    def _connected(self, caller: "_Caller", task: "asyncio.Task[None]") -> None:
+        self._connecting.discard(task)
+        self._handshakes.pop(caller, None)
+        caller.abandon()
+
+    async def _connect(self, caller: "_Caller", protocols: _Protocols) -> None:
+        """Shake hands. A wrong certificate, none at all, no TLS, or too slow: nobody we owe an answer."""
         context = self._certificates.context
-        released = False
-
-        def release() -> None:
-            nonlocal released
-            if not released:
-                released = True
-                self._slots.release()
+        if context is None:
+            return
 
         def protocol() -> _Handler:
             handler = protocols()
-            handler.on_end = release
+            handler.on_end = caller.release
             return handler
 
-        try:
-            if context is None:
-                raise ConnectionError
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with contextlib.suppress(OSError):
+            caller.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            caller.owned = True
             await asyncio.get_running_loop().connect_accepted_socket(
-                protocol, connection, ssl=context, ssl_handshake_timeout=_HANDSHAKE_SECONDS, ssl_shutdown_timeout=2.0
+                protocol, caller.socket, ssl=context, ssl_handshake_timeout=_HANDSHAKE_SECONDS, ssl_shutdown_timeout=2.0
             )
-        except (OSError, asyncio.CancelledError):
-            # A wrong certificate, none at all, no TLS, or too slow: nobody we owe an answer.
-            release()
-            connection.close()
+            caller.served = True
 
     # --- answers ---
 
