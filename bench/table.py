@@ -11,12 +11,13 @@ _WIDTHS = (66, 14, 12, 3)
 
 
 class Row(NamedTuple):
-    """One line of the table. Without ``at_most`` the number is there to be known, not to be kept."""
+    """One line of the table. Without ``at_most`` and ``at_least`` the number is there to be known, not to be kept."""
 
     what: str
     value: float
     unit: str
     at_most: float | None = None
+    at_least: float | None = None
 
     @property
     def measured(self) -> str:
@@ -25,12 +26,16 @@ class Row(NamedTuple):
 
     @property
     def target(self) -> str:
-        """What the number must not exceed, if anything."""
+        """What the number must not exceed, or must reach, if anything."""
+        if self.at_least is not None:
+            return f"≥ {_text(self.at_least, self.unit)}"
         return "" if self.at_most is None else f"≤ {_text(self.at_most, self.unit)}"
 
     @property
     def met(self) -> str:
         """Whether it does not; empty without a target."""
+        if self.at_least is not None:
+            return "yes" if self.value >= self.at_least else "no"
         if self.at_most is None:
             return ""
         return "yes" if self.value <= self.at_most else "no"
