@@ -64,9 +64,7 @@ def run() -> Iterator[Row]:
     backlog = _backlog(200_000)
     yield Row("receiver: sink down, memory grown over a backlog of 200,000 events", backlog.grown / 2**20, "MiB", 20)
     yield Row("receiver: then drained, times as fast as 4,000 events/s", backlog.drained / 4000, "times", at_least=2)
-    yield Row(
-        f"receiver: start with a journal of {backlog.journal / 2**20:,.0f} MiB", backlog.start, "s", 5
-    )
+    yield Row(f"receiver: start with a journal of {backlog.journal / 2**20:,.0f} MiB", backlog.start, "s", 5)
 
 
 # --- the program -----------------------------------------------------------------------------------------------------
@@ -94,7 +92,11 @@ def _program(policies: int = 1, sinks: int = 1) -> Program:
     )
     entries = tuple(
         PolicyProgram(
-            namespace=each.namespace, name=each.name, rule_list=each.rule_list, redactions=(redaction,), sinks=each.sinks
+            namespace=each.namespace,
+            name=each.name,
+            rule_list=each.rule_list,
+            redactions=(redaction,),
+            sinks=each.sinks,
         )
         for each in made.policies
     )
@@ -199,7 +201,9 @@ class _Receiver:
     def metric(self, name: str) -> float:
         """The sum over all labels."""
         text = _get(self.metrics, "/metrics")
-        return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith((f"{name}{{", f"{name} ")))
+        return sum(
+            float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith((f"{name}{{", f"{name} "))
+        )
 
 
 def _get(port: int, path: str) -> str:
@@ -217,7 +221,9 @@ def _ready(port: int) -> bool:
     return _get(port, "/readyz") == "ok\n"
 
 
-def _collector(port: "multiprocessing.sharedctypes.Synchronized[int]", keep: "multiprocessing.Queue[Any] | None") -> None:
+def _collector(
+    port: "multiprocessing.sharedctypes.Synchronized[int]", keep: "multiprocessing.Queue[Any] | None"
+) -> None:
     """A sink's server: takes everything at once; with ``keep`` it tells which events it has."""
 
     async def main() -> None:
@@ -296,8 +302,22 @@ async def _post(session: aiohttp.ClientSession, port: int, body: bytes) -> int:
         return 0
 
 
-def _load(folder: Path, port: int, size: int, events: int, first: int, rate: float, result: Any) -> None:
-    """Send ``events``, ``rate`` a second (0: three at a time, as fast as they are taken); latencies into ``result``."""
+class _Task(NamedTuple):
+    """``events`` in EventLists of ``size``, numbered from ``first`` on, ``rate`` a second (0: three EventLists at a time,
+    as fast as they are taken).
+    """
+
+    folder: Path
+    port: int
+    size: int
+    events: int
+    first: int = 0
+    rate: float = 0
+
+
+def _load(task: _Task, result: Any) -> None:
+    """Do it; latencies, and which events were acknowledged, into ``result``."""
+    folder, port, size, events, first, rate = task
 
     async def main() -> None:
         latencies: list[float] = []
@@ -331,9 +351,12 @@ def _load(folder: Path, port: int, size: int, events: int, first: int, rate: flo
     uvloop.run(main())
 
 
-def _loaded(folder: Path, port: int, size: int, events: int, *, first: int = 0, rate: float = 0) -> tuple[list[float], Any]:
+def _loaded(
+    receiver: "_Receiver", size: int, events: int, *, first: int = 0, rate: float = 0
+) -> tuple[list[float], Any]:
     result: Any = multiprocessing.Queue()
-    process = multiprocessing.Process(target=_load, args=(folder, port, size, events, first, rate, result))
+    task = _Task(receiver.folder, receiver.port, size, events, first, rate)
+    process = multiprocessing.Process(target=_load, args=(task, result))
     process.start()
     found = result.get()
     process.join()
@@ -371,10 +394,10 @@ def _drained(receiver: _Receiver) -> None:
 
 def _throughput(program: Program, size: int, events: int) -> float:
     with _running(program) as (receiver, _):
-        _loaded(receiver.folder, receiver.port, size, 20_000, first=1 << 60)
+        _loaded(receiver, size, 20_000, first=1 << 60)
         _drained(receiver)
         before = receiver.seconds
-        latencies, _ = _loaded(receiver.folder, receiver.port, size, events)
+        latencies, _ = _loaded(receiver, size, events)
         _drained(receiver)
         return len(latencies) * size / (receiver.seconds - before)
 
@@ -388,14 +411,12 @@ class _Steady(NamedTuple):
 
 def _steady(rate: int, size: int, seconds: float) -> _Steady:
     with _running(_program()) as (receiver, _):
-        _loaded(receiver.folder, receiver.port, size, 2 * rate, first=1 << 60, rate=rate)
+        _loaded(receiver, size, 2 * rate, first=1 << 60, rate=rate)
         before, begun = receiver.seconds, time.monotonic()
-        latencies, _ = _loaded(receiver.folder, receiver.port, size, int(rate * seconds), rate=rate)
+        latencies, _ = _loaded(receiver, size, int(rate * seconds), rate=rate)
         cores = (receiver.seconds - before) / (time.monotonic() - begun)
         latencies.sort()
-        return _Steady(
-            latencies[len(latencies) // 2], latencies[int(len(latencies) * 0.99)], receiver.memory, cores
-        )
+        return _Steady(latencies[len(latencies) // 2], latencies[int(len(latencies) * 0.99)], receiver.memory, cores)
 
 
 def _killed(rounds: int) -> tuple[int, int]:
@@ -404,8 +425,8 @@ def _killed(rounds: int) -> tuple[int, int]:
     with _running(_everything(), keep=True) as (receiver, sink):
         for number in range(rounds):
             result: Any = multiprocessing.Queue()
-            arguments = (receiver.folder, receiver.port, 100, 10_000, number << 20, 0, result)
-            load = multiprocessing.Process(target=_load, args=arguments)
+            task = _Task(receiver.folder, receiver.port, 100, 10_000, number << 20)
+            load = multiprocessing.Process(target=_load, args=(task, result))
             load.start()
             time.sleep(0.4 + 0.05 * (number % 10))
             receiver.kill()
@@ -439,11 +460,11 @@ class _Backlog(NamedTuple):
 
 def _backlog(events: int) -> _Backlog:
     with _running(_everything()) as (receiver, sink):
-        _loaded(receiver.folder, receiver.port, 400, 20_000, first=1 << 60)
+        _loaded(receiver, 400, 20_000, first=1 << 60)
         _drained(receiver)
         before = receiver.memory
         sink.stop()
-        _loaded(receiver.folder, receiver.port, 400, events)
+        _loaded(receiver, 400, events)
         grown = receiver.memory - before
         journal = sum(path.stat().st_size for path in (receiver.folder / "journal").rglob("*.log"))
         receiver.kill()
@@ -452,5 +473,3 @@ def _backlog(events: int) -> _Backlog:
         begun = time.monotonic()
         _drained(receiver)
         return _Backlog(grown, events / (time.monotonic() - begun), journal, start)
-
-

@@ -1,13 +1,15 @@
 """An event cut to a level, without managedFields, redacted. What is not touched stays as it was sent, byte for byte."""
 
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 import msgspec
 from msgspec import Raw
 
 from audit_operator.policy.events import Event, EventError, Fields, fields
+from audit_operator.policy.memo import Memo
 from audit_operator.policy.model import Level, Request
-from audit_operator.policy.redact import PATCH_ANNOTATION, Redactor
+from audit_operator.policy.redact import PATCH_ANNOTATION, Redacted, Redactor
 
 
 class Cut(NamedTuple):
@@ -45,13 +47,15 @@ def cut(raw: bytes, event: Event, request: Request, recorded: Level, wanted: "Wa
             _strip(changed, "requestObject", event.request_object)
         if "responseObject" not in changed:
             _strip(changed, "responseObject", event.response_object)
-    redacted = wanted.redactor.redact(_changed(event, changed) if changed else event, request)
+    redacted = wanted.redacting.redact(event, request, changed)
     if redacted.fields:
         changed.update(redacted.fields)
+    if not changed and level is recorded:
+        return Cut(_one_line(raw))
+    if (spliced := _spliced(raw, event, changed, recorded, level)) is not None:
+        return Cut(_one_line(spliced), redacted.count, redacted.failed)
     if level is not recorded:
         changed["level"] = _LEVELS[level]
-    if not changed:
-        return Cut(_one_line(raw))
     members = fields(raw)
     for name, value in changed.items():
         if value is None:
@@ -61,12 +65,92 @@ def cut(raw: bytes, event: Event, request: Request, recorded: Level, wanted: "Wa
     return Cut(_one_line(msgspec.json.encode(members)), redacted.count, redacted.failed)
 
 
+def _spliced(
+    raw: bytes, event: Event, changed: Mapping[str, Raw | None], recorded: Level, level: Level
+) -> bytes | None:
+    """The event with its fields changed within its bytes, where API servers write them; None: this is not how they
+    write it. A third of the time of taking it apart.
+    """
+    head = _HEADS[recorded]
+    if not raw.startswith(head):
+        return None
+    places = []
+    for name, value in changed.items():
+        key = _KEYS[name]
+        at = raw.find(key)
+        old = bytes(getattr(event, _ATTRIBUTES[name]))
+        if not old:
+            if at < 0:
+                continue
+            return None
+        begin = at + len(key) + 1
+        end = begin + len(old)
+        # The first place that has the key and the only one: then it is the field's. (In a string quotes are escaped.)
+        if at < 0 or raw[at - 1] != _COMMA or raw[begin - 1] != _COLON:
+            return None
+        if not raw.startswith(old, begin) or raw.find(key, end) >= 0:
+            return None
+        places.append((at - 1, end, b"" if value is None else b",%b:%b" % (key, bytes(value))))
+    places.sort()
+    pieces, start = [_HEADS[level]], len(head)
+    for begin, end, new in places:
+        if begin < start:
+            return None
+        pieces += (raw[start:begin], new)
+        start = end
+    pieces.append(raw[start:])
+    return b"".join(pieces)
+
+
+_COMMA: Final = ord(",")
+_COLON: Final = ord(":")
+_HEADS: Final = {level: f'{{"level":"{level}",'.encode() for level in Level}
+
+
+class Redacting:
+    """A redactor that remembers what it made of events without bodies.
+
+    Most events have none, and of what is left, responseStatus and annotations, there are few: some hundred bytes that
+    say which rule allowed the request.
+    """
+
+    __slots__ = ("_memo", "_redactor")
+
+    def __init__(self, redactor: Redactor) -> None:
+        self._redactor = redactor
+        self._memo: Memo[tuple[object, ...], Redacted] = Memo()
+
+    def redact(self, event: Event, request: Request, changed: Mapping[str, Raw | None]) -> Redacted:
+        """What to write in place of the event's fields once ``changed`` is done."""
+        if not (
+            (len(event.request_object) and "requestObject" not in changed)
+            or (len(event.response_object) and "responseObject" not in changed)
+            or changed.get("requestObject")
+            or changed.get("responseObject")
+        ):
+            status, annotations = bytes(event.response_status), bytes(changed.get("annotations") or event.annotations)
+            if "annotations" in changed and changed["annotations"] is None:
+                annotations = b""
+            # All that a redactor looks at: it is a pure function of these.
+            kind = (request.is_resource, request.api_group, request.resource, request.subresource, request.verb)
+            question = (kind, status, annotations)
+            found = self._memo.get(question)
+            if found is None:
+                length = len(status) + len(annotations) + sum(map(len, kind[1:]))
+                found = self._memo.remember(question, self._redact(event, request, changed), length)
+            return found
+        return self._redact(event, request, changed)
+
+    def _redact(self, event: Event, request: Request, changed: Mapping[str, Raw | None]) -> Redacted:
+        return self._redactor.redact(_changed(event, changed) if changed else event, request)
+
+
 class Wanted(NamedTuple):
     """How an event is to leave."""
 
     level: Level
     omit_managed_fields: bool
-    redactor: Redactor
+    redacting: Redacting
 
 
 _LEVELS: Final = {level: Raw(f'"{level}"'.encode()) for level in Level}
@@ -76,10 +160,12 @@ _ATTRIBUTES: Final = {
     "requestObject": "request_object",
     "responseObject": "response_object",
     "annotations": "annotations",
+    "responseStatus": "response_status",
 }
+_KEYS: Final = {name: f'"{name}"'.encode() for name in _ATTRIBUTES}
 
 
-def _changed(event: Event, changed: dict[str, Raw | None]) -> Event:
+def _changed(event: Event, changed: Mapping[str, Raw | None]) -> Event:
     """For the redactor, which looks at what is left only."""
     values = {_ATTRIBUTES[name]: _EMPTY if value is None else value for name, value in changed.items()}
     return msgspec.structs.replace(event, **values)

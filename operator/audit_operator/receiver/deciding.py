@@ -13,7 +13,7 @@ from audit_operator.policy.evaluate import Evaluator
 from audit_operator.policy.memo import LONGEST
 from audit_operator.policy.model import Decision, Level, Request, Stage
 from audit_operator.policy.redact import RedactionRule, Redactor
-from audit_operator.receiver.cutting import Wanted
+from audit_operator.receiver.cutting import Redacting, Wanted
 from audit_operator.render.program import PolicyProgram, Program, policy_of, redactions_of
 
 
@@ -88,7 +88,7 @@ class Deciding:
             policy = _Policy(program, each)
             group = self._platform if each.tenant is None else self._tenants.setdefault(each.tenant, [])
             group.append(policy)
-        self._redactors: dict[tuple[RedactionRule, ...], Redactor] = {}
+        self._redactors: dict[tuple[RedactionRule, ...], Redacting] = {}
         for policy in (*self._platform, *(policy for group in self._tenants.values() for policy in group)):
             self._redactor(policy.redactions)
         self._plans: dict[tuple[int, str, Level], tuple[Request, Plan]] = {}
@@ -140,8 +140,8 @@ class Deciding:
         omit = level >= Level.REQUEST and all(wish.omit_managed_fields for wish in with_bodies)
         return Wanted(level, omit, self._redactor(rules))
 
-    def _redactor(self, rules: tuple[RedactionRule, ...]) -> Redactor:
+    def _redactor(self, rules: tuple[RedactionRule, ...]) -> Redacting:
         found = self._redactors.get(rules)
         if found is None:
-            found = self._redactors[rules] = Redactor(rules, hash_key=self._hash_key)
+            found = self._redactors[rules] = Redacting(Redactor(rules, hash_key=self._hash_key))
         return found

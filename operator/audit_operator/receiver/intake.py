@@ -104,7 +104,7 @@ class Intake:
         self, server: str, items: Sequence[Raw], target: Target, gathered: _Gathered, ours: "asyncio.Future[bool]"
     ) -> None:
         deciding, full = target.deciding, frozenset(target.full())
-        duplicates, pending = self._duplicates, self._duplicates.pending
+        duplicates, pending, taken = self._duplicates, self._duplicates.pending, self._duplicates.taken
         plans: dict[int, tuple[Plan, int]] = {}
         cuts: list[Cut] = []
         dropped: dict[str, int] = {}
@@ -117,12 +117,9 @@ class Intake:
                 event = decode(raw)
                 recorded = _recorded(event)
                 name = key(server, event.audit_id, event.stage, event.stage_timestamp)
-                if (other := pending.get(name)) is not None:
-                    if other is not ours:
+                if name in pending or taken(name):
+                    if (other := pending.get(name, ours)) is not ours:
                         gathered.waits.add(other)
-                    repeated += 1
-                    continue
-                if duplicates.taken(name):
                     repeated += 1
                     continue
                 request = request_of(event)

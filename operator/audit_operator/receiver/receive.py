@@ -1,6 +1,7 @@
 """`audit-operator receive`: puts the parts together, and takes them apart when told to stop."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -166,18 +167,21 @@ class Receiver:
 
 
 async def _serve(options: Options) -> None:
-    receiver = Receiver(options)
-    await receiver.start()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    receiver = Receiver(options)
+    await receiver.start()
     await stop.wait()
     await receiver.stop()
 
 
 def receive(options: Options) -> None:
     """Run until SIGTERM or SIGINT. Raises StartError."""
+    # Most of what a POST makes lives until it is answered: looking for garbage among it every 700 objects costs 3 %.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
     uvloop.run(_serve(options))
 
 

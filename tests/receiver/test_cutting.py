@@ -1,0 +1,157 @@
+"""An event cut to a level: what must go is gone however it is written, what stays is as it was sent."""
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from receiving import event, recorded
+
+from audit_operator.policy.events import decode, split
+from audit_operator.policy.model import Level
+from audit_operator.policy.redact import Redactor
+from audit_operator.policy.request import request_of
+from audit_operator.receiver.cutting import Redacting, Wanted, cut
+
+PLAIN = Redacting(Redactor())
+LEVELS = [Level.METADATA, Level.REQUEST, Level.REQUEST_RESPONSE]
+
+
+def cut_to(raw: bytes, level: Level, *, omit: bool = False) -> dict[str, Any]:
+    parsed = decode(raw)
+    done = cut(raw, parsed, request_of(parsed), Level.parse(parsed.level), Wanted(level, omit, PLAIN))
+    assert b"\n" not in done.data
+    return json.loads(done.data)  # type: ignore[no-any-return]
+
+
+def compact(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def expected(raw: bytes, level: Level) -> dict[str, Any]:
+    value = json.loads(raw)
+    if level < Level.REQUEST_RESPONSE:
+        value.pop("responseObject", None)
+    if level < Level.REQUEST:
+        value.pop("requestObject", None)
+    return value | {"level": str(level)}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_recorded_events_are_cut_alike_whether_taken_apart_or_not(level: Level) -> None:
+    for body in recorded():
+        for item in split(body):
+            raw = bytes(item)
+            # The same event in another order is taken apart.
+            parsed = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+            other = msgspec.json.encode(dict(reversed(parsed.items())))
+            assert cut_to(raw, level) == cut_to(other, level)
+
+
+HIDDEN = {"secret": "hunter2"}
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        compact(event(1, requestObject=HIDDEN, responseObject=HIDDEN)),
+        json.dumps(event(1, requestObject=HIDDEN, responseObject=HIDDEN), indent=1).encode(),
+        compact(event(1, requestObject=HIDDEN, extra={"requestObject": HIDDEN}))[:-1]
+        + b',"responseObject":{"secret":"hunter2"}}',
+        # The same text earlier, where it is something else's.
+        compact({"level": "RequestResponse", "user": {"username": "a", "requestObject": HIDDEN}} | event(1)).replace(
+            b'"user":{"username":"alice"', b'"user":{"username":"alice","requestObject":{"secret":"x"}'
+        )[:-1]
+        + b',"requestObject":{"secret":"hunter2"}}',
+        # Given twice, or with an escape in its name.
+        compact(event(1, requestObject=HIDDEN))[:-1] + b',"requestObject":{"secret":"hunter2"}}',
+        compact(event(1, requestObject=HIDDEN)).replace(b'"requestObject"', b'"request\\u004fbject"'),
+    ],
+)
+def test_a_body_is_gone_however_the_event_is_written(raw: bytes) -> None:
+    found = cut_to(raw, Level.METADATA)
+    assert "requestObject" not in found
+    assert "responseObject" not in found
+    assert found["level"] == "Metadata"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["requestObject", "responseObject", "level", "a"]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(JSON.filter(lambda v: v is not None), JSON.filter(lambda v: v is not None), JSON, st.sampled_from(LEVELS))
+@settings(max_examples=200, deadline=None)
+def test_any_event_is_cut_to_what_remains_at_its_level(request: Any, response: Any, extra: Any, level: Level) -> None:
+    raw = compact(event(1, other=extra, requestObject=request, responseObject=response, z=extra))
+    assert cut_to(raw, level) == expected(raw, level)
+
+
+MANAGED = {"metadata": {"name": "x", "managedFields": [{"manager": "m"}]}, "spec": {"managedFields": 1, "f": 1.50}}
+BARE = {"metadata": {"name": "x"}, "spec": {"managedFields": 1, "f": 1.50}}
+
+
+@pytest.mark.parametrize(
+    ("body", "stripped"),
+    [
+        (MANAGED, BARE),
+        ({"kind": "PodList", "items": [MANAGED, 7, MANAGED]}, {"kind": "PodList", "items": [BARE, 7, BARE]}),
+        ({"kind": "PodList", "items": [MANAGED, MANAGED]}, {"kind": "PodList", "items": [BARE, BARE]}),
+        (
+            {"kind": "Table", "rows": [{"cells": [], "object": MANAGED}]},
+            {"kind": "Table", "rows": [{"cells": [], "object": BARE}]},
+        ),
+        ([MANAGED], [MANAGED]),
+        ("managedFields", "managedFields"),
+        ({"metadata": "managedFields"}, {"metadata": "managedFields"}),
+    ],
+)
+def test_managed_fields_go_where_the_api_server_takes_them_out(body: Any, stripped: Any) -> None:
+    raw = compact(event(1, verb="update", requestObject=body, responseObject=body))
+    found = cut_to(raw, Level.REQUEST_RESPONSE, omit=True)
+    assert found["responseObject"] == stripped
+    assert found["requestObject"] == stripped
+    # A PATCH is recorded as it was sent.
+    patch = compact(event(1, verb="patch", requestObject=body, responseObject=body))
+    found = cut_to(patch, Level.REQUEST_RESPONSE, omit=True)
+    assert (found["requestObject"], found["responseObject"]) == (body, stripped)
+
+
+def test_what_redaction_made_of_an_event_without_bodies_is_remembered_per_resource_and_content() -> None:
+    def status(resource: str, message: str) -> Any:
+        raw = compact(
+            event(
+                1,
+                verb="create",
+                requestURI=f"/api/v1/namespaces/default/{resource}",
+                objectRef={"resource": resource, "namespace": "default", "apiVersion": "v1"},
+                responseStatus={"metadata": {}, "status": "Failure", "message": message, "code": 422},
+            )
+        )
+        return cut_to(raw, Level.METADATA)["responseStatus"]["message"]
+
+    for _ in range(2):
+        assert status("secrets", "invalid value: hunter2") == "***"
+        assert status("pods", "invalid value: hunter2") == "invalid value: hunter2"
+        assert status("secrets", "invalid value: hunter3") == "***"
+
+
+def test_minimal_is_who_did_what_when() -> None:
+    raw = compact(event(1, objectRef=None, user={}, responseStatus={"code": "odd"}, requestURI="/healthz"))
+    assert cut_to(raw, Level.MINIMAL) == {
+        "level": "Minimal",
+        "auditID": json.loads(raw)["auditID"],
+        "stage": "ResponseComplete",
+        "requestURI": "/healthz",
+        "verb": "get",
+        "user": {},
+        "responseStatus": {},
+        "stageTimestamp": json.loads(raw)["stageTimestamp"],
+    }
