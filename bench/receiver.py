@@ -303,8 +303,9 @@ async def _post(session: aiohttp.ClientSession, port: int, body: bytes) -> int:
 
 
 class _Task(NamedTuple):
-    """``events`` in EventLists of ``size``, numbered from ``first`` on, ``rate`` a second (0: three EventLists at a time,
-    as fast as they are taken).
+    """``events`` in EventLists of ``size``, numbered from ``first`` on, ``rate`` a second.
+
+    A rate of 0: three EventLists at a time, as fast as they are taken.
     """
 
     folder: Path
