@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audit_operator.controller.children import digest, holds, made_by_us
@@ -21,11 +21,13 @@ def test_what_is_there_exactly_holds(wanted: Any) -> None:
     assert holds(wanted, wanted)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(max_size=2), JSON, max_size=4), st.dictionaries(st.text(min_size=3, max_size=4), JSON))
 def test_fields_of_others_do_not_disturb(wanted: dict[str, Any], others: dict[str, Any]) -> None:
     assert holds(wanted | others, wanted)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(max_size=2), JSON, min_size=1, max_size=4), st.data())
 def test_a_missing_or_different_field_does_not_hold(wanted: dict[str, Any], data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(wanted)))
