@@ -519,7 +519,7 @@ def test_the_last_good_version_stays_in_force_while_the_newest_is_not_valid(numb
     assert plan.blocked == ()
     found = status(plan, good["kind"], good["metadata"]["name"])
     assert (found.generation, found.ready.status, found.ready.reason) == (5, "False", "Invalid")
-    assert found.ready.message == "spec: is odd\nuntil then generation 4 stays in force"
+    assert found.ready.message == "spec: is odd\nuntil that is put right generation 4 stays in force"
     assert found.fields == status(sound, good["kind"], good["metadata"]["name"]).fields
     others = {each.identity: each for each in sound.statuses if each.identity != found.identity}
     assert {each.identity: each for each in plan.statuses if each.identity != found.identity} == others
@@ -529,7 +529,7 @@ def test_a_last_good_version_that_does_not_count_is_not_said_to_be_in_force() ->
     plan = kept(policy("t", "team"))
     message = status(plan, "AuditPolicy", "t", "team").ready.message
     assert "stays in force" not in message
-    assert "what was valid before, is not ready either: resources of namespace team do not count" in message
+    assert "the last valid version is not ready either: resources of namespace team do not count" in message
 
 
 def test_without_a_cluster_to_own_them_objects_have_no_owner_and_with_it_all_have() -> None:

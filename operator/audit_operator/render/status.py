@@ -227,7 +227,7 @@ def backend_status(
 ) -> ResourceStatus:
     """The status of the AuditBackend. ``blocked``: why nothing is made for API servers and receivers."""
     if blocked:
-        rendered = false("Rendered", Refusal("Conflict", lines(blocked)))
+        rendered = false("Rendered", Refusal("Blocked", lines(blocked)))
     else:
         made = f"{counted(fields['serverRules'], 'rule')} for API servers, " + (
             f"{counted(fields['policies'], 'AuditPolicy', 'AuditPolicies')} and "
@@ -272,10 +272,10 @@ def invalid_status(invalid: Invalid, in_force: ResourceStatus | None) -> Resourc
 
 def _kept(status: ResourceStatus) -> str:
     """What a person should know of the version that stays in force."""
-    which = f"generation {status.generation}" if status.generation else "what was valid before"
+    which = f"generation {status.generation}" if status.generation else "the last valid version"
     if status.ready.status == "False":
-        return f"the last valid one, {which}, is not ready either: {status.ready.message}"
-    return f"until then {which} stays in force"
+        return f"{which} is not ready either: {status.ready.message}"
+    return f"until that is put right {which} stays in force"
 
 
 def lines(problems: Sequence[Problem]) -> str:
