@@ -14,6 +14,7 @@ from audit_operator.controller.children import Ref, Trouble
 from audit_operator.render.plan import Plan, render
 from audit_operator.render.status import ResourceStatus, with_conditions
 from audit_operator.render.world import Identity, Invalid, ReceiverAddress, Resources, World
+from audit_operator.resources.crd import schemas
 from audit_operator.resources.load import Problem, load_resource
 
 lupa = pytest.importorskip("lupa.lua51", reason="lupa, a Lua for Python, is not installed")
@@ -156,6 +157,16 @@ def test_the_configmap_for_argo_cd_holds_the_script_for_all_three_kinds() -> Non
     data = yaml.safe_load((ROOT / "examples/argocd/argocd-cm.yaml").read_text())["data"]
     assert set(data.values()) == {SCRIPT}
     assert len(data) == 3
+
+
+def test_argo_cd_compares_on_the_server_because_defaults_are_written_into_lists() -> None:
+    """Its older ways to compare call what a CRD fills in a difference (docs/gitops.md)."""
+    policy = schemas()["AuditPolicy"]["properties"]["spec"]["properties"]
+    assert policy["sinks"]["items"]["properties"]["namespace"]["default"] == ""
+    assert policy["redactions"]["items"]["properties"]["action"]["default"] == "Remove"
+    for application in yaml.safe_load_all((ROOT / "examples/argocd/application.yaml").read_text()):
+        options = application["metadata"]["annotations"]["argocd.argoproj.io/compare-options"]
+        assert options == "ServerSideDiff=true"
 
 
 def test_the_examples_are_valid_yaml_and_their_resources_valid_resources() -> None:
