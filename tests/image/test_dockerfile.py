@@ -30,7 +30,10 @@ def test_every_package_is_pinned_by_its_hash() -> None:
 def test_it_runs_as_nobody_with_nothing_to_build_with() -> None:
     final = TEXT.rpartition("\nFROM ")[2]
     assert "USER 65532:65532" in final
-    assert "pip" not in final
+    assert "pip install" not in final
+    assert re.search(
+        r"^RUN python -m pip uninstall -y pip setuptools wheel && rm -rf \S+/ensurepip$", final, re.MULTILINE
+    )
     assert "apt" not in TEXT
     assert 'ENTRYPOINT ["audit-operator"]' in final
     assert TEXT.count("FROM ${BASE}") == 2  # one base, which can be pinned by digest
