@@ -18,8 +18,11 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 from helm import CASES, CHART, ROOT, Json, helm, notes, one, ordered, template, values
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from audit_operator import __version__
+from audit_operator.cli.app import app
 from audit_operator.resources.crd import crds, schemas
 from audit_operator.resources.load import load_resource
 from audit_operator.resources.yamlwriter import write_all
@@ -131,6 +134,23 @@ def test_the_log_level_changes_without_a_restart() -> None:
     quiet, loud = template(), template("--set", "log.level=debug")
     assert one(quiet, "Deployment") == one(loud, "Deployment")
     assert one(loud, "ConfigMap", "audit-operator-logging")["data"] == {"level": "debug"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_operator_knows_every_argument_and_variable_it_is_started_with(name: str) -> None:
+    (container,) = one(template(*values(name)), "Deployment")["spec"]["template"]["spec"]["containers"]
+    command, *arguments = container["args"]
+    program = get_command(app)
+    assert isinstance(program, TyperGroup)
+    options = program.commands[command]
+    context = options.make_context(command, [*arguments], resilient_parsing=True)
+    assert context.args == []
+    names = {option for parameter in options.params for option in parameter.opts}
+    assert {argument.partition("=")[0] for argument in arguments} <= names
+    variables = {str(parameter.envvar) for parameter in options.params if parameter.envvar}
+    assert {entry["name"] for entry in container["env"]} <= variables
+    mounted = [mount["mountPath"] for mount in container["volumeMounts"]]
+    assert Path(context.params["log_level_file"]).parent.as_posix() in mounted
 
 
 def test_nobody_gets_our_roles_by_default() -> None:
