@@ -6,8 +6,8 @@ from helm import Json, one, template
 
 from audit_operator.controller.permissions import PERMISSIONS
 
-Grant = tuple[str, str, str, str]
-"""scope, API group, resource, verb"""
+Grant = tuple[str, str, str, str, tuple[str, ...]]
+"""scope, API group, resource, verb, the only names (none: all)"""
 
 
 def granted(*arguments: str) -> set[Grant]:
@@ -27,14 +27,16 @@ def granted(*arguments: str) -> set[Grant]:
 
 
 def _of(rule: Json, scope: str) -> set[Grant]:
-    return set(itertools.product([scope], rule["apiGroups"], rule["resources"], rule["verbs"]))
+    assert rule.keys() <= {"apiGroups", "resources", "verbs", "resourceNames"}
+    names = tuple(rule.get("resourceNames", ()))
+    return set(itertools.product([scope], rule["apiGroups"], rule["resources"], rule["verbs"], [names]))
 
 
 def called() -> set[Grant]:
     return {
-        ("root namespace" if entry.scope == "root namespace" else "cluster", entry.group, entry.resource, verb)
-        for entry in PERMISSIONS
-        for verb in entry.verbs
+        ("root namespace" if each.scope == "root namespace" else "cluster", each.group, each.resource, verb, each.names)
+        for each in PERMISSIONS
+        for verb in each.verbs
     }
 
 
@@ -43,5 +45,5 @@ def test_everything_the_operator_calls_is_granted_and_nothing_else() -> None:
 
 
 def test_without_tenants_only_their_credentials_are_missing() -> None:
-    missing = {("cluster", "", resource, "get") for resource in ("secrets", "configmaps")}
+    missing = {("cluster", "", resource, "get", ()) for resource in ("secrets", "configmaps")}
     assert granted() == called() - missing
