@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterable
 
-from bench import controller, evaluate, lint, render, replay, requests, union
+from bench import controller, evaluate, journal, lint, receiver, render, replay, requests, union
 from bench.table import Row, show
 
 BENCHMARKS: dict[str, Callable[[], Iterable[Row]]] = {
@@ -14,6 +14,8 @@ BENCHMARKS: dict[str, Callable[[], Iterable[Row]]] = {
     "union": union.run,
     "render": render.run,
     "operator": controller.run,
+    "journal": journal.run,
+    "receiver": receiver.run,
 }
 
 

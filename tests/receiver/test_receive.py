@@ -387,3 +387,25 @@ def test_deliveries_side_by_side_lose_nothing(tmp_path: Path) -> None:
 
     against(collector, tmp_path, test, concurrency=4)
     assert sorted(map(int, ids(collector.events))) == list(range(200))
+
+
+def test_a_tenants_sink_cannot_be_pointed_at_the_receivers_own_machine(tmp_path: Path) -> None:
+    collector = Collector()
+
+    async def whole() -> None:
+        async with collector.server:
+            mine = collector.sink(namespace="default", name="mine")
+            rules = [RuleList(rules=(WireRule(level="Metadata"),))]
+            tenant = policy("t", namespace="default", tenant="default", sinks=["default/mine"])
+            async with receiving(tmp_path, program(policies=[tenant], sinks=[mine], rules=rules)) as setup:
+                assert await setup.post(event_list(event(1))) == 200
+
+                async def state() -> Any:
+                    return (await setup.status())["sinks"][0]
+
+                found = await eventually(state, lambda each: each["state"] != "Delivering")
+                assert found["state"] == "Misconfigured"
+                assert "where this sink may not connect to" in found["message"]
+
+    uvloop.run(whole())
+    assert not collector.server.requests

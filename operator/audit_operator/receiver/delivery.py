@@ -44,6 +44,9 @@ IN_FLIGHT: Final = 64 << 20
 its batches in hand takes nothing from the others.
 """
 
+_GATHERING: Final = 0.05
+"""Seconds. With a POST every few milliseconds reading each by itself costs as much as deciding it."""
+
 SMALLEST_BATCH: Final = 64 << 10
 
 _KINDS: Final = {
@@ -220,6 +223,9 @@ class Worker:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait):
                         await self._log.arrived.wait()
+                        if not self._draining:
+                            # A batch has time: what comes meanwhile is read in one go.
+                            await asyncio.sleep(min(_GATHERING, batch.max_age / 4))
                 continue
             if deadline is None:
                 deadline = time.monotonic() + batch.max_age
@@ -242,7 +248,7 @@ class Worker:
         self._log.arrived.clear()
         while True:
             try:
-                events, self._read, missing = await self._journal.reading(partial(self._log.read, self._read))
+                events, self._read, missing = await self._journal.reading(partial(self._log.read_some, self._read))
             except OSError as error:
                 self._say("JournalError", f"the journal cannot be read: {error.strerror}")
                 await asyncio.sleep(self.program.initial_backoff)

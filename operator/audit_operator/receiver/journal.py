@@ -8,8 +8,8 @@ A segment is a row of blocks: a header of 24 bytes (magic, length, CRC-32, first
 as MessagePack. All POSTs that wait at the same moment are written together and synced once per log (group commit); only
 then are they answered. Events are numbered without a gap, so that whatever is damaged is known by number.
 
-Why not SQLite: with 400 events per commit, WAL and synchronous=FULL it cost 6 to 9 µs of processor time per event and
-99 % of the commits took up to 28 … 56 ms, for it checkpoints; this log costs 1.3 µs and 5 … 8 ms (bench/journal.py).
+Why not SQLite: with 400 events per commit, WAL and synchronous=FULL it cost 5 to 8 µs of processor time per event and
+99 % of the commits took up to 37 … 82 ms, for it checkpoints; this log costs 2.5 µs and 9 ms (bench/journal.py).
 Deleting what is delivered is an unlink per segment here: no compaction, hence no pauses. Preallocating segments gained
 nothing. A log per sink, and not one for all, because a sink that is dead must not keep the others' events on the disk.
 
@@ -398,6 +398,18 @@ class Log:
             if events:
                 return events, after, missing
             position = Position(position.segment, found.end, sequence)
+
+    def read_some(self, position: Position) -> tuple[list[Stored], Position, list[Damage]]:
+        """`read`, but as many blocks as together make a large one: a thread is not woken for each small POST."""
+        found, position, missing = self.read(position)
+        size = sum(len(each.entry.data) for each in found)
+        more = found
+        while more and size < BLOCK_BYTES:
+            more, position, damage = self.read(position)
+            found += more
+            missing += damage
+            size += sum(len(each.entry.data) for each in more)
+        return found, position, missing
 
     def acknowledge(self, position: Position, *, sync: bool = False) -> None:
         """Everything before ``position`` is delivered. Blocking, some µs without ``sync``. Raises OSError."""

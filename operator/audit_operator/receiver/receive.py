@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 from collections.abc import Callable, Coroutine
@@ -179,6 +180,9 @@ async def _serve(options: Options) -> None:
 
 def receive(options: Options) -> None:
     """Run until SIGTERM or SIGINT. Raises StartError."""
+    # Every sink's journal is two files and every connection one; the soft limit is often 1024.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     # Most of what a POST makes lives until it is answered: looking for garbage among it every 700 objects costs 3 %.
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)

@@ -32,6 +32,20 @@ _FREE: Final = 64 << 20
 _MEASURED_EVERY: Final = 0.1
 """Seconds between looks at sizes: at 12,000 events a second 2 MB come in meanwhile."""
 
+REFUSED_TO_TENANTS: Final = (
+    "0.0.0.0/8",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "224.0.0.0/3",
+    "::/127",
+    "fe80::/10",
+    "fd00:ec2::254/128",
+    "ff00::/8",
+)
+"""Where sinks in tenants' namespaces never connect to: the receiver itself and its node, clouds' metadata services,
+which hand out the node's identity, and what is no single machine.
+"""
+
 _HANDOVER: Final = 5.0
 """Seconds that a worker has for the delivery it is at when its sink's settings change."""
 
@@ -62,6 +76,10 @@ def shares(program: Program) -> dict[str, int]:
 def platform_sinks(program: Program) -> frozenset[str]:
     """The sinks that a policy of the platform delivers to."""
     return frozenset(sink for policy in program.policies if policy.tenant is None for sink in policy.sinks)
+
+
+def _tenants(program: Program) -> frozenset[str]:
+    return frozenset(policy.tenant for policy in program.policies if policy.tenant is not None)
 
 
 def name_of(sink: SinkProgram) -> str:
@@ -129,7 +147,9 @@ class Running:
 
     async def _begin(self, sink: SinkProgram, program: Program, in_flight: int) -> None:
         log = await self._kept.journal.log(name_of(sink))
-        worker = Worker(sink, replace(self._surroundings, cluster=program.cluster), log, self._kept)
+        refused = REFUSED_TO_TENANTS if sink.namespace in _tenants(program) else ()
+        surroundings = replace(self._surroundings, cluster=program.cluster, refused_networks=refused)
+        worker = Worker(sink, surroundings, log, self._kept)
         worker.in_flight = in_flight
         self.workers[name_of(sink)] = worker
         worker.start()
