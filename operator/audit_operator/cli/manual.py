@@ -34,13 +34,22 @@ def manual() -> str:
     """The page."""
     group: Any = typer.main.get_command(app)
     lines = [_HEAD]
-    for name, command in group.commands.items():
+    for name, command in _commands(group):
         lines += [f"## {name}", ""]
         for paragraph in _description(command):
             lines += [paragraph, ""]
         lines += ["| argument | means |", "|---|---|", *map(_row, command.params), ""]
         lines += ["```sh", *_examples(command), "```", ""]
     return "\n".join(lines)
+
+
+def _commands(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+    """Every command by its full name; those of a group one after the other."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{before}{name} ")
+        else:
+            yield f"{before}{name}", command
 
 
 def _description(command: Any) -> Iterator[str]:

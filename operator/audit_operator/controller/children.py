@@ -15,7 +15,7 @@ import msgspec
 
 from audit_operator.controller import metrics
 from audit_operator.controller.cluster import FIELD_MANAGER, ApiError, Cluster, ResourceType
-from audit_operator.render.objects import Object
+from audit_operator.render.objects import REVISION, Object, is_revision
 
 logger = logging.getLogger(__name__)
 
@@ -169,6 +169,8 @@ class Children:
         live, verified = self._live.get(ref), self._verified.get(ref)
         if live and verified == (live["resourceVersion"], applied):
             return None
+        if live and is_revision(wanted) and made_by_us(live):
+            return None  # immutable, and of the same name: another compressor may write the same in other bytes
         try:
             if live and _annotation(live, APPLIED) == applied:
                 found = await self.get(ref)
@@ -176,11 +178,14 @@ class Children:
                     self._verified[ref] = _Verified(found["metadata"]["resourceVersion"], applied)
                     return None
             if (verified and verified.applied == applied) or (live and _annotation(live, APPLIED) == applied):
-                logger.info("%s is not as it was applied: repairing it", ref)
+                logger.warning("not as it was applied: repairing it", extra={"resource": str(ref)})
                 metrics.REPAIRS.labels(ref.kind).inc()
             after = await self._apply(of, _marked(wanted, applied))
         except ApiError as error:
             return Trouble(ref, _reason(error), str(error))
+        if live is None or after["metadata"]["resourceVersion"] != live["resourceVersion"]:
+            about = {"resource": str(ref), "revision": _annotation(wanted["metadata"], REVISION) or applied}
+            logger.info("applied", extra=about)
         self._live[ref] = after["metadata"]
         if ref.kind in _REMEMBERED:
             self._objects[ref] = after
@@ -216,7 +221,7 @@ class Children:
                 continue
             try:
                 await self._cluster.delete(TYPES[ref.kind], metadata)
-                logger.info("%s is no longer wanted: deleted", ref)
+                logger.info("no longer wanted: deleted", extra={"resource": str(ref)})
             except ApiError as error:
                 if error.status != 409:  # changed since: the next pass looks again
                     troubles.append(Trouble(ref, _reason(error), str(error)))

@@ -30,9 +30,19 @@ def configure(form: Literal["json", "text"], level: str) -> None:
             )
         )
     else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+        handler.setFormatter(_Text("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
     logging.getLogger().handlers[:] = [handler]
     set_level(level)
+
+
+class _Text(logging.Formatter):
+    """For a terminal: what the message is about comes first, as JSON has it in a field."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        resource = getattr(record, "resource", "")
+        if resource:
+            record.message = f"{resource}: {record.message}"
+        return super().formatMessage(record)
 
 
 def set_level(level: str) -> None:
@@ -43,7 +53,7 @@ def set_level(level: str) -> None:
         logging.getLogger(name).setLevel(max(wanted, logging.WARNING) if wanted > logging.DEBUG else wanted)
 
 
-async def follow(file: Path) -> None:
+async def follow(file: Path, period: float = _PERIOD) -> None:
     """Keep the level that the file says, for ever; a file that says no level, or is not there, changes nothing."""
     current = ""
     while True:
@@ -57,4 +67,4 @@ async def follow(file: Path) -> None:
         elif said != current:
             logger.warning("%s says %r, which is no log level; write one of %s", file, said[:20], ", ".join(LEVELS))
         current = said
-        await asyncio.sleep(_PERIOD)
+        await asyncio.sleep(period)

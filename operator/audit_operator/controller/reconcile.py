@@ -255,6 +255,9 @@ class Reconciler:
             self._leadership.require()
             if trouble := await self._copy_credentials(plan, backend, memory):
                 troubles.append(trouble)
+        if plan.cert_manager:
+            # Were the operator's own until now: cert-manager takes them over, and nobody is without certificates.
+            keep |= {Ref("Secret", RECEIVER_TLS), Ref("Secret", CLIENT_TLS)}
         published = Ref("ConfigMap", APISERVER)
         if published in keep and all(trouble.ref != published for trouble in troubles):
             memory.in_force = plan.server_policy
@@ -347,6 +350,9 @@ class Reconciler:
                 self._leadership.require()
                 try:
                     await self._cluster.apply_status(OURS[status.identity.kind], document)
+                    ready = status.ready
+                    about = {"resource": str(status.identity), "generation": status.generation}
+                    logger.info("Ready is %s: %s", ready.status, ready.reason, extra=about)
                 except ApiError as error:
                     if error.status in (404, 409):
                         return None  # deleted meanwhile, or made anew: then there is an event about it

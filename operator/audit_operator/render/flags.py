@@ -198,7 +198,8 @@ def _webhook_warnings(spec: "AuditBackendSpec", policy: Policy) -> Iterator[Prob
         yield Problem(
             "spec.webhook.truncate.enabled",
             f"bounds nothing: the receiver takes {limit // _MIB} MiB in one POST, and an API server loses a larger "
-            "batch whole, after five attempts",
+            "batch whole, after five attempts; so it does with the batch of a PATCH whose body is not JSON, by which "
+            "whoever may patch anything erases the events of others",
             "false",
             "turn truncation on, or lower spec.webhook.batch.maxSize",
         )

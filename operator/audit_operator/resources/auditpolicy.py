@@ -250,7 +250,8 @@ class AuditPolicySpec(Model):
         (),
         max_length=64,
         description="Fields that must not leave, beside the built-in ones: Secrets, ConfigMaps' data, tokens, CSRs, "
-        "last-applied-configuration. What another policy sends to the same sink is redacted by its own.",
+        "last-applied-configuration. An event that several policies send to one sink is redacted by the rules of all "
+        "of them; a tenant's count only where its own wish raises the level.",
     )
     sinks: Annotated[tuple[SinkReference, ...], Field(max_length=16), ListMap("name", "namespace")] = Field(
         (), description="Where it goes. None: only into the API servers' own log file, if there is one."
