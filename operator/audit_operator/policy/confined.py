@@ -34,7 +34,9 @@ from audit_operator.policy.placing import Entry
 from audit_operator.policy.region import BOTH, RESOURCE, Region, Values
 from audit_operator.policy.simplify import simplified
 
-# The share of a budget that the lists of the most identities get, exactly. The rest is for all others, generalized.
+# Lists within this many times their budget stay as they are. If they are more, the lists of the most identities keep
+# this share of the budget, exactly, and the rest is for all others, generalized.
+_ROOM = 1.5
 _EXACT = 0.75
 
 # What may be spent on telling users in their own namespaces from users elsewhere: rules per list, names in all rules.
@@ -189,7 +191,7 @@ def _fewer(lists: Iterable[Confined], budget: int, unite: Unite) -> list[Confine
     """The lists, of one kind, as few: those of the most identities exactly, the others as the budget allows."""
     groups = [Confined(identity, fold(sources)) for identity, sources in _alike(lists)]
     groups.sort(key=lambda group: (-group.identity.size, group.source.order, group.identity.written))
-    if _size(groups) <= 1.5 * budget:
+    if _size(groups) <= _ROOM * budget:
         return groups
     exact, rules = 0, 0
     while exact < len(groups) and rules + len(groups[exact].source.entries) <= _EXACT * budget:
