@@ -80,7 +80,7 @@ def as_if_there_were_thousands(budget: int = 400, largest: int = 400, limit: int
     ("budget", "largest", "limit"), [(400, 400, 1000), (4, 400, 1000), (4, 3, 1000), (400, 400, 5), (4, 3, 1)]
 )
 @given(st.lists(st.one_of(policies, confined_policies, confined_policies), max_size=6), selecting_rules)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_however_little_room_there_is_nothing_is_lost_and_the_room_is_kept(
     budget: int, largest: int, limit: int, wanted: list[Policy], selecting: Rule
 ) -> None:
@@ -109,6 +109,27 @@ def test_a_user_of_one_group_may_be_in_another_as_well() -> None:
     with as_if_there_were_thousands():
         server = Evaluator(union(wanted))
     assert server.decide(Request(user="u", groups=("g", "h"), verb="get")).level is Level.REQUEST
+
+
+def test_an_exception_for_one_group_is_none_for_all_users_of_another() -> None:
+    wanted = [
+        Policy(
+            rules=(
+                Rule(level=Level.METADATA, users=("u",), user_groups=("h",), namespaces=("n",)),
+                Rule(level=Level.METADATA, users=("u",)),
+            )
+        ),
+        Policy(
+            rules=(
+                Rule(level=Level.NONE, user_groups=("g",), namespaces=("n",)),
+                Rule(level=Level.REQUEST_RESPONSE, namespaces=("n",)),
+            )
+        ),
+    ]
+    with as_if_there_were_thousands():
+        result = union(wanted)
+    for policy in wanted:
+        assert covers(result, policy) == Coverage(covered=True)
 
 
 def test_rules_about_objects_that_became_one_say_nothing_of_other_paths() -> None:

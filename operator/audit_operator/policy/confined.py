@@ -88,9 +88,14 @@ class Confined(NamedTuple):
     def entries(self) -> tuple[Entry, ...]:
         """The rules with the identity said in each."""
         users, user_groups, namespaces = self.identity
+        source = self.source
+        if user_groups is not None and any(entry.region.user_groups is not None for entry in source.entries):
+            # "In one of these groups and in one of those" cannot be said in a rule. One that holds more must not decide
+            # for less than what follows it: without exceptions it does not.
+            source = listed(generalized(rules_of(source), len(source.entries)))
         scope = BOTH if namespaces is None else RESOURCE
         inside = Region(scope=scope, users=users, user_groups=user_groups, namespaces=namespaces)
-        both = ((inside & entry.region, entry) for entry in self.source.entries)
+        both = ((inside & entry.region, entry) for entry in source.entries)
         return tuple(Entry(region, entry.outcome, entry.optional) for region, entry in both if region is not None)
 
 

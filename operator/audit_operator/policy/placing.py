@@ -9,6 +9,9 @@ tight.
 * Where the others make a region's outcome uncertain (some of its requests need less), the region is first split by the
   rules that do (this is the product of the policies, built only where it pays), within a budget.
 
+Behind the result may stand a *base*, a list that is already there. It is one more policy, of which nothing is placed:
+regions are enough for it too, and what it has enough for is not placed unless it is an exception to what is.
+
 All policies' rules are bits of one integer, a segment per policy.
 """
 
