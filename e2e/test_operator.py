@@ -408,6 +408,22 @@ def test_without_the_right_to_see_resources_it_says_which_and_waits(
 # --- two of them -----------------------------------------------------------------------------------------------------
 
 
+def test_it_is_ready_when_it_has_read_everything_and_stays_so(
+    cluster: Cluster, plane: ControlPlane, token: str
+) -> None:
+    starting = Operator(plane, token, "starting")
+    try:
+        answers = []
+        until = time.monotonic() + 30
+        while answers.count(200) < 500 and time.monotonic() < until:
+            answers.append(starting.get("/readyz")[0])
+        assert 503 in answers
+        assert answers.count(200) == 500
+        assert set(answers[answers.index(200) :]) == {200}
+    finally:
+        starting.terminate()
+
+
 def writer(event: Json) -> str:
     return str(event["userAgent"].partition("(")[2].rstrip(")"))
 

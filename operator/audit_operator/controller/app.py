@@ -22,6 +22,7 @@ T = TypeVar("T")
 
 _DISCOVERY: Final = 60.0  # seconds between looks at what the cluster serves
 _RETRY: Final = 5.0  # seconds between tries of what nothing can begin without
+_READING: Final = ("reading all resources",)
 
 
 class Options(NamedTuple):
@@ -141,7 +142,8 @@ async def _begin(cluster: Cluster, health: Health) -> Discovered:
         try:
             found = await cluster.discover()
             denied = await _missing(cluster)
-            health.problems = tuple(f"the operator may not {each}: grant it" for each in denied)
+            # Not ready for a moment in between: a rolling update would take the old pod away on it.
+            health.problems = tuple(f"the operator may not {each}: grant it" for each in denied) or _READING
             if not denied:
                 return found
         except ApiError as error:
@@ -168,7 +170,7 @@ async def _discover(cluster: Cluster, reconciler: Reconciler, health: Health) ->
     while True:
         try:
             reconciler.discovered(await cluster.discover())
-            health.problems = () if reconciler.watching.ready.is_set() else ("reading all resources",)
+            health.problems = () if reconciler.watching.ready.is_set() else _READING
         except ApiError as error:
             # Not a reason to be taken out of a Service: nobody calls the operator. It is only said.
             logger.warning("%s", error)
