@@ -50,7 +50,7 @@ e2e: $(STAMP) ## against a real API server (e2e/README.md says how one is found)
 	$(BIN)/pytest e2e -q
 
 lock: ## pin versions and hashes: what the image holds, what contributors need (needs uv)
-	uv pip compile -q --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 --extra operator --extra receiver pyproject.toml -o requirements.lock
+	uv pip compile -q --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 --extra operator --extra receiver --extra sinks pyproject.toml -o requirements.lock
 	uv pip compile -q --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 requirements-build.in -o requirements-build.lock
 	uv pip compile -q --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 --extra dev pyproject.toml requirements-build.in -o requirements-dev.lock
 

@@ -1,10 +1,11 @@
 """What tests of sinks share: programs as render makes them, batches, and the surroundings of a receiver."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
-from audit_operator.receiver.sinks import Batch, Item, Sink, Surroundings, make
+from audit_operator.receiver.sinks import Batch, Item, RefusedError, Result, Sink, SinkError, Surroundings, make
 from audit_operator.render.program import CREDENTIALS_DIRECTORY, SinkProgram, program
 from audit_operator.resources.auditsink import AuditSink
 
@@ -63,3 +64,31 @@ def batch(*numbers: int, size: int = 0) -> Batch:
     """A batch of these events."""
     items = [item(number, size) for number in numbers]
     return Batch("prod", items, sum(len(each.data) for each in items))
+
+
+async def insist(sink: Sink, events: Batch, *, limit: float = 5.0) -> dict[int, str]:
+    """Deliver as the worker does, without its waits: until each event is taken or refused. The refused, with reasons.
+
+    ``limit``: seconds for one delivery. 20 failures in a row are too many.
+    """
+    refused: dict[int, str] = {}
+    parts, failures = [list(events.items)], 0
+    while parts:
+        part = parts.pop(0)
+        try:
+            async with asyncio.timeout(limit):
+                result = await sink.deliver(Batch(events.cluster, part, sum(len(each.data) for each in part)))
+        except RefusedError as error:
+            if len(part) == 1:
+                refused[part[0].sequence] = str(error)
+            else:
+                parts[:0] = [part[: len(part) // 2], part[len(part) // 2 :]]
+            continue
+        except (SinkError, TimeoutError):
+            result = Result(retry=range(len(part)))
+        refused |= {part[at].sequence: reason for at, reason in result.refused}
+        failures = failures + 1 if result.retry else 0
+        assert failures < 20
+        if result.retry:
+            parts.insert(0, [part[at] for at in result.retry])
+    return refused

@@ -19,6 +19,7 @@ from audit_operator.receiver.sinks import (
 from audit_operator.resources.auditsink import SINK_TYPES
 
 MINIMAL = {
+    "elasticsearch": {"urls": ["https://localhost:1"]},
     "http": {"url": "https://localhost:1/audit"},
     "file": {},
     "stdout": {},

@@ -37,13 +37,16 @@ from audit_operator.policy.events import Event, decode
 from audit_operator.render.program import SinkProgram
 
 MODULES: Final[Mapping[str, str]] = {
+    "elasticsearch": "elasticsearch",
     "http": "http",
     "file": "file",
     "stdout": "stdout",
 }
 """Sink type, as in the program -> module in this folder."""
 
-EXTRAS: Final[Mapping[str, str]] = {}
+EXTRAS: Final[Mapping[str, str]] = {
+    "elasticsearch": "elasticsearch",
+}
 """Sink type -> the extra of audit-operator that brings the library it needs."""
 
 
@@ -259,6 +262,7 @@ def make(program: SinkProgram, surroundings: Surroundings) -> Sink:
         raise UnknownSinkError(f"{name}: {program.type!r} is no sink type; there are {', '.join(MODULES)}")
     try:
         maker: Any = importlib.import_module(f"{__name__}.{module}")
+        return cast("Sink", maker.make(program, surroundings))
     except ImportError as error:
         extra = EXTRAS.get(program.type)
         if extra is None:
@@ -267,7 +271,6 @@ def make(program: SinkProgram, surroundings: Surroundings) -> Sink:
             f"{name}: {program.type} needs {error.name}, which is not installed; "
             f"install audit-operator[{extra}], or use the image, which has it"
         ) from None
-    return cast("Sink", maker.make(program, surroundings))
 
 
 def filled(template: str, program: SinkProgram, surroundings: Surroundings) -> str:

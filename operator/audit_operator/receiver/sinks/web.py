@@ -163,16 +163,18 @@ class Client:
         headers: Mapping[str, str],
         *,
         sign: Callable[[bytes], Mapping[str, str]] | None = None,
+        compression: Compression | None = None,
         largest_answer: int = LARGEST_ANSWER,
     ) -> Answer:
         """Send a request with a body, which is compressed as the sink is set, and read the answer, whatever its status.
 
-        ``sign``: further headers, made of the body as it is sent. Nothing is followed: a redirect could lead
-        credentials anywhere. Raises SinkError if there is no answer.
+        ``sign``: further headers, made of the body as it is sent. ``compression``: another than the sink's. Nothing is
+        followed: a redirect could lead credentials anywhere. Raises SinkError if there is no answer.
         """
         session = self._opened()
-        packed = compress(body, self._compression)
-        sent = self._all_headers(headers if sign is None else {**headers, **sign(packed)})
+        kind = self._compression if compression is None else compression
+        packed = compress(body, kind)
+        sent = self._all_headers(headers if sign is None else {**headers, **sign(packed)}, kind)
         proxy = self._proxy
         try:
             async with session.request(
@@ -187,6 +189,8 @@ class Client:
                 allow_redirects=False,
             ) as response:
                 answer = await _bounded(response, largest_answer)
+                if response.status >= 300:
+                    answer = self._without_credentials(answer, sent)
                 return Answer(response.status, response.headers, answer)
         except aiohttp.ClientConnectorCertificateError as error:
             raise UnreachableError(f"the server's certificate: {_ssl_reason(error.certificate_error)}") from error
@@ -207,19 +211,29 @@ class Client:
             session, self._session = self._session, None
             await session.close()
 
-    def _all_headers(self, headers: Mapping[str, str]) -> dict[str, str]:
+    def _all_headers(self, headers: Mapping[str, str], compression: Compression) -> dict[str, str]:
         sent = {"User-Agent": f"audit-operator/{__version__}", **headers, **self._plain}
         for header in self._headers:
             if header.secret is not None:
                 sent[header.name] = secret(header.secret)
         if self._auth is not None:
             sent["Authorization"] = self._auth.header()
-        if self._compression != "None":
-            sent["Content-Encoding"] = self._compression
+        if compression != "None":
+            sent["Content-Encoding"] = compression
         for name, value in sent.items():
             if not value.isprintable() or not value.isascii():
                 raise UnauthorizedError(f"the value for header {name} is not printable ASCII; correct the Secret")
         return sent
+
+    def _without_credentials(self, answer: bytes, sent: Mapping[str, str]) -> bytes:
+        """An error's text is shown to people, and there are servers that repeat in it what they were sent."""
+        names = {"Authorization", *(header.name for header in self._headers if header.secret is not None)}
+        for name in names & sent.keys():
+            value = sent[name].encode()
+            for shown in (value, value.partition(b" ")[2]):
+                if shown:
+                    answer = answer.replace(shown, b"***")
+        return answer
 
     def _proxy_headers(self) -> dict[str, str] | None:
         if self._proxy is None or self._proxy.basic_auth is None:
