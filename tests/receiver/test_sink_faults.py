@@ -8,7 +8,9 @@ from typing import Any, Protocol
 import pytest
 from elasticsearch_double import Elasticsearch
 from faults import FAULTS, FaultyServer, Reply, Request, hang, status
+from loki_double import Loki
 from sink_cases import batch, insist, made
+from splunk_double import Acknowledging, Splunk
 
 from audit_operator.receiver.sinks import (
     TAKEN,
@@ -39,7 +41,12 @@ class Double(Protocol):
         """One request."""
 
 
-DOUBLES: dict[str, Callable[[], Double]] = {"elasticsearch": Elasticsearch}
+DOUBLES: dict[str, Callable[[], Double]] = {
+    "elasticsearch": Elasticsearch,
+    "splunk": Splunk,
+    "splunk with acknowledgement": Acknowledging,
+    "loki": Loki,
+}
 
 Test = Callable[[FaultyServer, Sink, Double], Awaitable[None]]
 
@@ -48,7 +55,7 @@ def against(kind: str, folder: Path, test: Test, **server: Any) -> None:
     async def run() -> None:
         double = DOUBLES[kind]()
         async with FaultyServer(double.answer, **server) as listening:
-            sink = made(folder, **{kind: double.spec(listening.url, folder)}, tls={"caBundle": listening.ca})
+            sink = made(folder, **{double.kind: double.spec(listening.url, folder)}, tls={"caBundle": listening.ca})
             await sink.open()
             await test(listening, sink, double)
             await sink.close()

@@ -20,6 +20,8 @@ from audit_operator.resources.auditsink import SINK_TYPES
 
 MINIMAL = {
     "elasticsearch": {"urls": ["https://localhost:1"]},
+    "splunk": {"url": "https://localhost:1", "token": {"name": "splunk", "key": "token"}},
+    "loki": {"url": "https://localhost:1"},
     "http": {"url": "https://localhost:1/audit"},
     "file": {},
     "stdout": {},

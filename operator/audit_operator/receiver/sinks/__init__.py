@@ -26,8 +26,10 @@ that is missing or empty raises `UnauthorizedError`, which passes as soon as it 
 
 import hashlib
 import importlib
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, TypeVar, cast
 
@@ -38,6 +40,8 @@ from audit_operator.render.program import SinkProgram
 
 MODULES: Final[Mapping[str, str]] = {
     "elasticsearch": "elasticsearch",
+    "splunk": "splunk",
+    "loki": "loki",
     "http": "http",
     "file": "file",
     "stdout": "stdout",
@@ -293,3 +297,51 @@ def dated(template: str, timestamp: str) -> str:
     for key, value in (("%Y", year), ("%m", month), ("%d", day), ("%H", hour)):
         template = template.replace(key, value)
     return template
+
+
+_SECOND: Final = 10**9
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def nanoseconds(timestamp: str) -> int:
+    """An item's ``timestamp`` since the epoch. Now, if the API server wrote none that can be read."""
+    try:
+        since = datetime.fromisoformat(timestamp) - _EPOCH
+    except (TypeError, ValueError):
+        return time.time_ns()
+    return (since.days * 86400 + since.seconds) * _SECOND + since.microseconds * 1000
+
+
+_VALUES: Final[Mapping[str, Callable[[Event], str]]] = {
+    "level": lambda event: event.level,
+    "stage": lambda event: event.stage,
+    "verb": lambda event: event.verb,
+    "code": lambda event: str(code(event) or ""),
+    "user": lambda event: event.user.username,
+    "namespace": lambda event: event.object_ref.namespace if event.object_ref else "",
+    "apiGroup": lambda event: event.object_ref.api_group if event.object_ref else "",
+    "resource": lambda event: event.object_ref.resource if event.object_ref else "",
+    "subresource": lambda event: event.object_ref.subresource if event.object_ref else "",
+    "name": lambda event: event.object_ref.name if event.object_ref else "",
+    "auditID": lambda event: event.audit_id,
+}
+
+
+def value_of(event: Event, name: str) -> str:
+    """The value of a field that settings name (EventField of AuditSink); empty if the event has none."""
+    return _VALUES[name](event)
+
+
+class _Status(msgspec.Struct):
+    code: int = 0
+
+
+_status: Final = msgspec.json.Decoder(_Status)
+
+
+def code(event: Event) -> int | None:
+    """The HTTP status of the answer to the client; None before there is one."""
+    try:
+        return _status.decode(event.response_status).code or None
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None

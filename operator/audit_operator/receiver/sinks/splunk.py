@@ -1,0 +1,180 @@
+"""splunk: the HTTP Event Collector.
+
+Without acknowledgement "taken" means that the collector has the events in memory. With it, that an indexer has written
+them: each request has a number in a channel, about which the collector is asked until it says yes.
+"""
+
+import asyncio
+import hashlib
+import uuid
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from audit_operator.receiver.compression import Compression
+from audit_operator.receiver.sinks import (
+    TAKEN,
+    Batch,
+    MisconfiguredError,
+    Result,
+    SecretFile,
+    Settings,
+    SinkError,
+    Surroundings,
+    ThrottledError,
+    UnreachableError,
+    filled,
+    nanoseconds,
+    secret,
+    settings,
+)
+from audit_operator.receiver.sinks.web import Answer, Client, error_of
+from audit_operator.render.program import SinkProgram
+
+
+class _Splunk(Settings, frozen=True):
+    url: str
+    token: SecretFile
+    source: str
+    sourcetype: str
+    host: str
+    index: str | None = None
+    acknowledgement: bool = False
+    compression: Compression = "gzip"
+
+
+def make(program: SinkProgram, surroundings: Surroundings) -> "Splunk":
+    """See `Sink`."""
+    given = settings(program, _Splunk)
+    constants = {
+        "host": filled(given.host, program, surroundings),
+        "source": filled(given.source, program, surroundings),
+        "sourcetype": given.sourcetype,
+        **({} if given.index is None else {"index": given.index}),
+    }
+    return Splunk(given, constants, Client(program, surroundings, compression=given.compression))
+
+
+_POLLS: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
+"""Seconds between questions about an acknowledgement; then the last one over and over, until the worker's timeout."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """What was sent under which number; nothing of the events themselves."""
+
+    events: bytes
+    number: int
+
+
+class Splunk:
+    """Requests to one collector. ``constants``: metadata that all events share."""
+
+    def __init__(self, given: _Splunk, constants: dict[str, str], client: Client) -> None:
+        self._given = given
+        self._constants = constants
+        self._client = client
+        self._base = f"{given.url.rstrip('/')}/services/collector"
+        self._channel = ""
+        self._waiting: dict[bytes, int] = {}
+
+    async def open(self) -> None:
+        """Nothing to do: the first delivery connects."""
+
+    async def deliver(self, batch: Batch) -> Result:
+        """One request, and with acknowledgement as many questions as it takes. Raises SinkError."""
+        try:
+            if self._given.acknowledgement:
+                await self._acknowledged(batch)
+            else:
+                _checked(await self._send("/event", self._body(batch)))
+        except SinkError:
+            # A collector that was restarted counts from 0 again: a number of before could mean another request.
+            self._channel = ""
+            self._waiting.clear()
+            raise
+        return TAKEN
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._client.close()
+
+    async def _acknowledged(self, batch: Batch) -> None:
+        """After a timeout the same events are asked about, not sent, again."""
+        self._channel = self._channel or str(uuid.uuid4())
+        channel = self._channel
+        events = hashlib.blake2b("".join(batch.ids()).encode(), digest_size=16).digest()
+        number = self._waiting.get(events)
+        if number is None:
+            said = _checked(await self._send("/event", self._body(batch), channel))
+            if not isinstance(number := said.get("ackId"), int):
+                raise MisconfiguredError("the collector gives no acknowledgement; turn it on for the token")
+            self._remember(events, number)
+        question = msgspec.json.encode({"acks": [number]})
+        for poll in range(_MOST_POLLS):
+            said = _checked(await self._send("/ack", question, channel))
+            acks = said.get("acks")
+            if isinstance(acks, dict) and acks.get(str(number)) is True:
+                self._waiting.pop(events, None)
+                return
+            await asyncio.sleep(_POLLS[min(poll, len(_POLLS) - 1)])
+        raise UnreachableError("no indexer has acknowledged the events")
+
+    def _remember(self, events: bytes, number: int) -> None:
+        while len(self._waiting) >= _MOST_WAITING:
+            del self._waiting[next(iter(self._waiting))]
+        self._waiting[events] = number
+
+    async def _send(self, path: str, body: bytes, channel: str | None = None) -> Answer:
+        headers = {"Authorization": f"Splunk {secret(self._given.token)}", "Content-Type": "application/json"}
+        if channel is not None:
+            headers["X-Splunk-Request-Channel"] = channel
+        return await self._client.send("POST", f"{self._base}{path}", body, headers)
+
+    def _body(self, batch: Batch) -> bytes:
+        """Events one after the other, without an array around them."""
+        events = []
+        for item, name in zip(batch.items, batch.ids(), strict=True):
+            seconds, rest = divmod(nanoseconds(item.timestamp), 10**9)
+            metadata = {
+                "time": f"{seconds}.{rest // 1000:06}",
+                **self._constants,
+                "fields": {"audit_operator_id": name},
+            }
+            events.append(msgspec.json.encode({**metadata, "event": msgspec.Raw(item.data)}))
+        return b"\n".join(events)
+
+
+_MOST_POLLS: Final = 300
+"""As many seconds: what Splunk advises to wait before sending again."""
+_MOST_WAITING: Final = 64
+
+_BUSY: Final = frozenset({9, 18, 19, 20, 23, 26, 27})
+"""Codes for "not now": busy, queues or acknowledgements full, shutting down."""
+_SETTINGS: Final = {
+    7: "the token may not write to this index; correct index, or the token's list of indexes",
+    10: "the token has acknowledgement on; write acknowledgement: true",
+    11: "the collector refuses the channel",
+    14: "the token has acknowledgement off; turn it on, or leave acknowledgement out",
+    15: "the collector refuses indexed fields",
+}
+"""Codes that come with status 400 and are not about the events."""
+
+
+def _checked(answer: Answer) -> dict[str, Any]:
+    """The answer's body. Raises SinkError."""
+    try:
+        said = msgspec.json.decode(answer.body, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        said = {}
+    if error := error_of(answer):
+        code = said.get("code")
+        if code in _BUSY and answer.status not in (401, 403):
+            raise ThrottledError(str(error), retry_after=error.retry_after)
+        if answer.status == 400 and code in _SETTINGS:
+            raise MisconfiguredError(f"{_SETTINGS[code]} ({error})")
+        raise error
+    if said.get("code") != 0 and "acks" not in said:
+        raise UnreachableError(f"HTTP {answer.status}, but no answer of a collector; is this Splunk?")
+    return said
