@@ -611,13 +611,6 @@ def demo(
     command.demo(folder, output is Format.JSON, sys.stdout)
 
 
-class LogFormat(enum.StrEnum):
-    """How log lines are written."""
-
-    JSON = "json"
-    TEXT = "text"
-
-
 class LogLevel(enum.StrEnum):
     """What is logged."""
 
@@ -677,8 +670,8 @@ def run(
         ),
     ] = True,
     log_format: Annotated[
-        LogFormat, typer.Option(envvar="LOG_FORMAT", metavar="json|text", help="Form of log lines.")
-    ] = LogFormat.JSON,
+        Format, typer.Option(envvar="LOG_FORMAT", metavar="json|text", help="Form of log lines.")
+    ] = Format.JSON,
     log_level: Annotated[
         LogLevel, typer.Option(envvar="LOG_LEVEL", metavar="debug|info|warning|error", help="What is logged.")
     ] = LogLevel.INFO,
