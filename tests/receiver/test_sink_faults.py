@@ -8,7 +8,9 @@ from typing import Any, Protocol
 import pytest
 from elasticsearch_double import Elasticsearch
 from faults import FAULTS, FaultyServer, Reply, Request, hang, status
+from google_double import GoogleCloudLogging
 from loki_double import Loki
+from otlp_double import Otlp
 from sink_cases import batch, insist, made
 from splunk_double import Acknowledging, Splunk
 
@@ -46,6 +48,8 @@ DOUBLES: dict[str, Callable[[], Double]] = {
     "splunk": Splunk,
     "splunk with acknowledgement": Acknowledging,
     "loki": Loki,
+    "googleCloudLogging": GoogleCloudLogging,
+    "otlp": Otlp,
 }
 
 Test = Callable[[FaultyServer, Sink, Double], Awaitable[None]]

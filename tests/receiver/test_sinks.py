@@ -22,6 +22,8 @@ MINIMAL = {
     "elasticsearch": {"urls": ["https://localhost:1"]},
     "splunk": {"url": "https://localhost:1", "token": {"name": "splunk", "key": "token"}},
     "loki": {"url": "https://localhost:1"},
+    "googleCloudLogging": {"parent": "projects/my-project"},
+    "otlp": {"url": "https://localhost:1"},
     "http": {"url": "https://localhost:1/audit"},
     "file": {},
     "stdout": {},

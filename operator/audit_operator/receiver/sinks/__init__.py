@@ -42,6 +42,8 @@ MODULES: Final[Mapping[str, str]] = {
     "elasticsearch": "elasticsearch",
     "splunk": "splunk",
     "loki": "loki",
+    "googleCloudLogging": "google_cloud_logging",
+    "otlp": "otlp",
     "http": "http",
     "file": "file",
     "stdout": "stdout",
@@ -50,6 +52,8 @@ MODULES: Final[Mapping[str, str]] = {
 
 EXTRAS: Final[Mapping[str, str]] = {
     "elasticsearch": "elasticsearch",
+    "googleCloudLogging": "googlecloudlogging",
+    "otlp": "otlp",
 }
 """Sink type -> the extra of audit-operator that brings the library it needs."""
 
