@@ -47,6 +47,24 @@ def bodies_as_strings(event: bytes) -> bytes:
     return msgspec.json.encode(members)
 
 
+def without_bodies(event: bytes) -> bytes:
+    """An event of the journal without its bodies, and with an annotation that says so: for sinks with a limit."""
+    members = fields(event)
+    found = [name for name in _BODIES if members.pop(name, None) is not None]
+    if not found:
+        return event
+    try:
+        annotations = msgspec.json.decode(members.get("annotations", Raw(b"{}")), type=dict[str, Raw])
+    except msgspec.DecodeError:
+        annotations = {}
+    annotations[OMITTED] = Raw(msgspec.json.encode(f"{', '.join(found)}: too large for the sink"))
+    members["annotations"] = Raw(msgspec.json.encode(annotations))
+    return msgspec.json.encode(members)
+
+
+OMITTED: Final = "audit-operator.dev/omitted"
+"""The annotation of an event whose bodies were left out."""
+
 FORMATS: Final[dict[tuple[str, str], Formatter]] = {
     ("audit", "Object"): as_recorded,
     ("audit", "String"): bodies_as_strings,

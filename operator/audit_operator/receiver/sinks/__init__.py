@@ -44,6 +44,7 @@ MODULES: Final[Mapping[str, str]] = {
     "loki": "loki",
     "googleCloudLogging": "google_cloud_logging",
     "otlp": "otlp",
+    "syslog": "syslog",
     "http": "http",
     "file": "file",
     "stdout": "stdout",

@@ -87,6 +87,10 @@ class Tls(Settings, frozen=True):
         ca = self.ca_secret or self.ca_config_map
         return (*((ca.file,) if ca else ()), *((own.certificate_file, own.key_file) if own else ()))
 
+    def versions(self) -> Sequence[object]:
+        """Something that differs once one of the files has changed."""
+        return [_version(file) for file in self.files()]
+
     def context(self) -> ssl.SSLContext:
         """For connections from now on. Raises UnauthorizedError if a file is missing or is not what it should be."""
         ca = self.ca_secret or self.ca_config_map
@@ -101,7 +105,7 @@ class Tls(Settings, frozen=True):
                 "the client certificate is missing; create the Secret that the sink names"
             ) from None
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-            raise UnauthorizedError(f"the certificates cannot be used: {_ssl_reason(error)}") from error
+            raise UnauthorizedError(f"the certificates cannot be used: {ssl_reason(error)}") from error
         context.minimum_version = ssl.TLSVersion.TLSv1_3 if self.min_version == "TLS13" else ssl.TLSVersion.TLSv1_2
         return context
 
@@ -150,7 +154,7 @@ class Client:
         self._compression = compression
         self._tls = convert(program, program.tls or {}, Tls)
         self._proxy = None if program.proxy is None else convert(program, program.proxy, Proxy)
-        self._refused = tuple(ipaddress.ip_network(network) for network in surroundings.refused_networks)
+        self._refused = networks(surroundings)
         self._session: aiohttp.ClientSession | None = None
         self._context: ssl.SSLContext | None = None
         self._seen: object = None
@@ -193,9 +197,9 @@ class Client:
                     answer = self._without_credentials(answer, sent)
                 return Answer(response.status, response.headers, answer)
         except aiohttp.ClientConnectorCertificateError as error:
-            raise UnreachableError(f"the server's certificate: {_ssl_reason(error.certificate_error)}") from error
+            raise UnreachableError(f"the server's certificate: {ssl_reason(error.certificate_error)}") from error
         except aiohttp.ClientSSLError as error:
-            raise UnreachableError(f"TLS: {_ssl_reason(error.os_error)}") from error
+            raise UnreachableError(f"TLS: {ssl_reason(error.os_error)}") from error
         except aiohttp.ClientConnectorDNSError as error:
             raise UnreachableError(f"the name {error.host} cannot be resolved") from error
         except aiohttp.ClientHttpProxyError as error:
@@ -256,7 +260,7 @@ class Client:
 
     def _current_context(self) -> ssl.SSLContext:
         """A new context makes new connections: the pool tells them apart by it."""
-        seen = [_version(file) for file in self._tls.files()]
+        seen = self._tls.versions()
         if self._context is None or seen != self._seen:
             self._context, self._seen = self._tls.context(), seen
         return self._context
@@ -269,7 +273,15 @@ class Client:
         return socket.socket(family, kind, protocol)
 
 
-def refuse_address(address: str, refused: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> None:
+Networks = Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]
+
+
+def networks(surroundings: Surroundings) -> Networks:
+    """Where no connection is made to."""
+    return tuple(ipaddress.ip_network(network) for network in surroundings.refused_networks)
+
+
+def refuse_address(address: str, refused: Networks) -> None:
     """Raises MisconfiguredError for an address in one of the networks, in whatever form it is written."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     mapped = getattr(ip, "ipv4_mapped", None)
@@ -352,7 +364,8 @@ def _version(file: str) -> object:
     return (found.st_mtime_ns, found.st_size, found.st_ino)
 
 
-def _ssl_reason(error: object) -> str:
+def ssl_reason(error: object) -> str:
+    """Why TLS failed, for a person."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return error.verify_message
     if isinstance(error, ssl.SSLError):
