@@ -285,6 +285,19 @@ def test_a_value_that_cannot_be_meant_is_refused_by_its_name(setting: str, said:
         assert said in message or said.strip("/").replace("/", ".") in message  # Helm 4; Helm 3
 
 
+def test_the_readme_names_only_values_that_there_are_and_what_it_sets_is_accepted() -> None:
+    readme = (CHART / "README.md").read_text()
+    for row in re.findall(r"^\| (`.*?) \|", readme, re.MULTILINE):
+        for name in re.findall(r"`([\w.]+)`", row):
+            found: Any = VALUES
+            for part in name.split("."):
+                found = found[part]
+    (install,) = re.findall(r"^helm install (?:.*\\\n)*.*$", readme, re.MULTILINE)
+    command = install.replace("\\\n", " ").replace("charts/audit-operator", str(CHART)).split()
+    done = helm("template", *(part for part in command[2:] if part != "--create-namespace"))
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_chart_works_as_part_of_another(tmp_path: Path) -> None:
     """A parent chart hands `global` down."""
     parent = tmp_path / "parent"

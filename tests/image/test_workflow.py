@@ -1,6 +1,7 @@
-"""The workflow for a kind cluster: the files and targets it names are there, and what it renders can be installed."""
+"""The workflows: the files and targets they name are there, and what the kind cluster starts with can be installed."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import yaml
@@ -10,16 +11,24 @@ from audit_operator.render.world import Resources, World
 from audit_operator.resources.load import load_resource
 
 ROOT = Path(__file__).parents[2]
-WORKFLOW = (ROOT / ".github" / "workflows" / "e2e.yaml").read_text()
+WORKFLOWS = {path.stem: path.read_text() for path in (ROOT / ".github" / "workflows").iterdir()}
 
 
-def test_what_the_workflow_names_exists() -> None:
-    assert yaml.safe_load(WORKFLOW)["jobs"].keys() == {"envtest", "kind"}
+def test_what_the_workflows_name_exists() -> None:
+    jobs = {name: list(yaml.safe_load(text)["jobs"]) for name, text in WORKFLOWS.items()}
+    assert jobs == {"check": ["check"], "e2e": ["envtest", "kind"]}
     makefile = (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"make ([a-z0-9]+)", WORKFLOW)):
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
-    for path in set(re.findall(r"(?:-f |install \S+ )([a-z][\w./-]+)", WORKFLOW)):
-        assert (ROOT / path).exists(), path
+    for text in WORKFLOWS.values():
+        for target in set(re.findall(r"make ([a-z0-9]+)", text)):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+        for path in set(re.findall(r"(?:-f |install \S+ )([a-z][\w./-]+)", text)):
+            assert (ROOT / path).exists(), path
+
+
+def test_a_skipped_test_is_named_with_its_reason() -> None:
+    """Where Helm, say, cannot be had: pytest prints the reasons at the end, also when told to be quiet."""
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["addopts"]
+    assert "-ra" in options.split()
 
 
 def test_the_kind_cluster_runs_what_its_resources_ask_for() -> None:
