@@ -74,6 +74,11 @@ def sink(name: str = "siem", namespace: str = "audit-system", **rest: Any) -> Si
     return SinkProgram(namespace=namespace, name=name, **(given | rest))
 
 
+def on_a_claim() -> SinkProgram:
+    """A file sink whose files do not count: ``lines(root="claims/archive")``."""
+    return sink(settings=sink().settings | {"claimName": "archive"})
+
+
 def program(
     *,
     policies: Sequence[PolicyProgram] = (),
@@ -122,9 +127,9 @@ class Setup:
         temporary.write_text(encode(program))
         temporary.rename(self.program_file)
 
-    def lines(self, name: str = "siem", namespace: str = "audit-system") -> list[Any]:
+    def lines(self, name: str = "siem", namespace: str = "audit-system", root: str = "files") -> list[Any]:
         """What a file sink has."""
-        path = self.folder / "files" / namespace / f"{name}.log"
+        path = self.folder / root / namespace / f"{name}.log"
         return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
 
     @property

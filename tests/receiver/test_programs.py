@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import uvloop
-from receiving import Setup, event, event_list, eventually, policy, program, receiving, sink
+from receiving import Setup, event, event_list, eventually, on_a_claim, policy, program, receiving, sink
 
 from audit_operator.receiver.running import shares
 from audit_operator.render.objects import text_hash
@@ -221,8 +221,8 @@ def test_at_the_high_water_mark_api_servers_are_told_to_wait_and_nothing_is_lost
         assert headers["Retry-After"] == "5"
         assert not (await setup.status())["ready"]
         # It is back: everything is delivered, and events are taken again.
-        assert await push(setup, program(journal_limit=1 << 20)) == 200
-        await eventually(lambda: len(setup.lines()) == taken)
+        assert await push(setup, program(sinks=[on_a_claim()], journal_limit=1 << 20)) == 200
+        await eventually(lambda: len(setup.lines(root="claims/archive")) == taken)
         await eventually(lambda: not setup.receiver.running.refusal)
         assert await fill(setup, 100, 1) == [200]
 
@@ -235,7 +235,7 @@ def test_a_dead_sink_fills_its_own_part_only(tmp_path: Path) -> None:
 
     async def test(setup: Setup) -> None:
         assert await fill(setup, 0, 60) == [200] * 60
-        await eventually(lambda: len(setup.lines()) == 60)
+        await eventually(lambda: len(setup.lines(root="claims/archive")) == 60)
         found = {each["name"]: each for each in (await setup.status())["sinks"]}
         dead = found["audit-system/dead"]
         assert dead["dropping"]
@@ -243,7 +243,7 @@ def test_a_dead_sink_fills_its_own_part_only(tmp_path: Path) -> None:
         assert dead["backlogBytes"] <= dead["shareBytes"] + 300_000
         assert found["audit-system/siem"]["dropped"] == 0
 
-    run(tmp_path, test, program(sinks=[sink(), away], policies=[both], journal_limit=8 << 20))
+    run(tmp_path, test, program(sinks=[on_a_claim(), away], policies=[both], journal_limit=8 << 20))
 
 
 def test_a_tenants_dead_sink_never_costs_the_platform_an_event(tmp_path: Path) -> None:
@@ -257,9 +257,9 @@ def test_a_tenants_dead_sink_never_costs_the_platform_an_event(tmp_path: Path) -
             answers.append(await setup.post(event_list(event(number, requestURI=uri))))
             setup.receiver.running._measured = 0.0
         assert answers == [200] * 60
-        await eventually(lambda: len(setup.lines()) == 60)
+        await eventually(lambda: len(setup.lines(root="claims/archive")) == 60)
 
-    run(tmp_path, test, program(sinks=[sink(), away], policies=policies, journal_limit=4 << 20))
+    run(tmp_path, test, program(sinks=[on_a_claim(), away], policies=policies, journal_limit=4 << 20))
 
 
 def test_a_failing_disk_makes_it_unready_until_it_works_again(tmp_path: Path) -> None:
@@ -283,3 +283,29 @@ def test_a_failing_disk_makes_it_unready_until_it_works_again(tmp_path: Path) ->
 
     run(tmp_path, test, program())
     assert len(Setup(tmp_path, None).lines()) == 1
+
+
+def test_files_of_sinks_count_as_the_journal_does(tmp_path: Path) -> None:
+    async def test(setup: Setup) -> None:
+        (tmp_path / "files").mkdir(exist_ok=True)
+        (tmp_path / "files/old.log").write_bytes(bytes(2 << 20))
+        await eventually(lambda: setup.receiver.running.refusal.startswith("journal and files take"))
+        assert await setup.post(event_list(event(1))) == 503
+        (tmp_path / "files/old.log").unlink()
+        await eventually(lambda: not setup.receiver.running.refusal)
+        assert await setup.post(event_list(event(1))) == 200
+
+    run(tmp_path, test, program(journal_limit=2 << 20))
+
+
+def test_new_settings_of_a_dead_sink_are_in_force_at_once(tmp_path: Path) -> None:
+    away = sink(type="http", settings={"url": "http://127.0.0.1:1/"}, initial_backoff=60.0, max_backoff=60.0)
+
+    async def test(setup: Setup) -> None:
+        assert await setup.post(event_list(event(1))) == 200
+        await eventually(lambda: setup.receiver.running.workers["audit-system/siem"].condition.error)
+        async with asyncio.timeout(3):
+            assert await push(setup, program()) == 200
+        await eventually(lambda: len(setup.lines()) == 1)
+
+    run(tmp_path, test, program(sinks=[away]))

@@ -99,6 +99,10 @@ class _Work:
         self.done = False
 
 
+class _LeavingError(Exception):
+    """Another worker goes on with what is left."""
+
+
 class Kept(NamedTuple):
     """What all workers share."""
 
@@ -140,6 +144,7 @@ class Worker:
         self._buffer: deque[Stored] = deque()
         self._works: deque[_Work] = deque()
         self._draining = False
+        self._leaving = asyncio.Event()
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -151,6 +156,17 @@ class Worker:
         """Deliver what is there for at most ``grace`` seconds; what is not delivered then stays in the journal."""
         self._draining = True
         self._log.arrived.set()
+        await self._end(grace)
+
+    async def hand_over(self, grace: float) -> None:
+        """End as soon as the delivery that is under way has ended, at most after ``grace`` seconds: another worker goes
+        on with what is left.
+        """
+        self._leaving.set()
+        self._log.arrived.set()
+        await self._end(grace)
+
+    async def _end(self, grace: float) -> None:
         if self._task is not None:
             if grace > 0:
                 await asyncio.wait([self._task], timeout=grace)
@@ -167,6 +183,8 @@ class Worker:
             except UnknownSinkError as error:
                 # Events wait: the next program, or the next version, may know it.
                 self._say("Misconfigured", str(error))
+                return
+            except _LeavingError:
                 return
             except Exception:
                 logger.exception("%s: a bug; the worker begins again at the last event that was taken", self.name)
@@ -214,6 +232,8 @@ class Worker:
         max_bytes = max(min(batch.max_bytes, self.in_flight // self.program.concurrency), SMALLEST_BATCH)
         deadline: float | None = None
         while len(items) < batch.max_events:
+            if self._leaving.is_set():
+                return None
             if not self._buffer and not await self._fill():
                 if items and (self._draining or (deadline is not None and time.monotonic() >= deadline)):
                     break
@@ -396,7 +416,11 @@ class Worker:
         """Doubled each time, with jitter so that receivers do not come back all at once; at least what is asked for."""
         program = self.program
         longest = min(program.initial_backoff * 2 ** min(attempt, 30), program.max_backoff)
-        await asyncio.sleep(max(longest * random.uniform(0.5, 1.0), retry_after or 0.0))  # noqa: S311 - no secret
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(longest * random.uniform(0.5, 1.0), retry_after or 0.0)):  # noqa: S311
+                await self._leaving.wait()
+        if self._leaving.is_set():
+            raise _LeavingError
 
     def _say(self, error: str, message: str) -> None:
         self._metrics.errors.labels(self.name, error).inc()

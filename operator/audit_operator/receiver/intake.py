@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final, NamedTuple, Protocol
 
 from msgspec import Raw
@@ -47,6 +48,12 @@ _AT_A_TIME: Final = 200
 """Events decided before others get a turn: some milliseconds."""
 
 
+_LARGE: Final = 4 << 20
+"""Bytes from which on a body is taken apart in a thread. Where items nest deeper than the JSON library goes that takes
+100 ms per MB, and any client can have such an item recorded.
+"""
+
+
 class _Gathered(NamedTuple):
     """What a POST comes to."""
 
@@ -79,7 +86,7 @@ class Intake:
         Raises BodyError, and BusyError if that could not be done.
         """
         try:
-            items = split(body)
+            items = split(body) if len(body) < _LARGE else await self._journal.reading(partial(split, body))
         except EventError as error:
             raise BodyError(str(error)) from None
         ours: asyncio.Future[bool] = asyncio.get_running_loop().create_future()

@@ -5,8 +5,10 @@ Workers of sinks that did not change never notice.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
+import stat
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -87,6 +89,16 @@ def name_of(sink: SinkProgram) -> str:
     return f"{sink.namespace}/{sink.name}"
 
 
+def _bytes_below(folder: Path) -> int:
+    """Of files, which may go while they are counted."""
+    size = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            found = path.stat()
+            size += found.st_size if stat.S_ISREG(found.st_mode) else 0
+    return size
+
+
 class Running:
     """See the module. ``deciding`` is what POSTs use; None until there is a program."""
 
@@ -105,6 +117,7 @@ class Running:
         self._full: frozenset[str] = frozenset()
         self._refusal = ""
         self._full_volume = False
+        self._files = 0
 
     # --- swapping ---
 
@@ -138,7 +151,7 @@ class Running:
             elif name not in ended:
                 await self._begin(sink, program, in_flight)
         # One after the other: two workers of one log would deliver everything twice.
-        await asyncio.gather(*(worker.stop(_HANDOVER) for worker in ended.values()))
+        await asyncio.gather(*(worker.hand_over(_HANDOVER) for worker in ended.values()))
         for name in ended:
             if name in wanted:
                 await self._begin(wanted[name], program, IN_FLIGHT * wanted[name].concurrency // together)
@@ -190,6 +203,7 @@ class Running:
 
     async def make_room(self) -> None:
         """Above the high-water mark the events of sinks that are gone go first."""
+        self._files = await self.journal.reading(partial(_bytes_below, self._surroundings.files))
         self._measured = 0.0
         if self.refusal and not self._kept.journal.failure:
             for name, events in list(self.orphans.items()):
@@ -216,13 +230,13 @@ class Running:
         self._measured = now
         journal = self._kept.journal
         over = frozenset(name for name, log in journal.logs.items() if log.limit is not None and log.size >= log.limit)
-        total = journal.size
+        total = journal.size + self._files
         platform = self._platform & journal.logs.keys()
         volume = os.statvfs(self._volume)
         self._full_volume = volume.f_bavail * volume.f_frsize < _FREE
         self._refusal = ""
         if total >= _HIGH_WATER * program.journal_limit:
-            self._refusal = f"the journal holds {total} of {program.journal_limit} bytes"
+            self._refusal = f"journal and files take {total} of {program.journal_limit} bytes"
         elif platform and platform <= over:
             self._refusal = "every sink of the platform has used up its part of the journal"
         self._full = over
