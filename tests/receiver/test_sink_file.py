@@ -137,6 +137,15 @@ def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
     assert [(tmp_path / name).read_text() for name in others] == ["mine\n"] * 4
 
 
+def test_events_that_come_again_after_a_crash_are_written_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.log"
+    deliver(path, ROOMY, 1, 2, 3)
+    path.write_bytes(path.read_bytes()[:-5])
+    deliver(path, ROOMY, 2, 3, 4, single=False)
+    deliver(path, ROOMY, 3, 4, 5, 6)
+    assert path.read_bytes() == lines(1, 2, 3, 4, 5, 6)
+
+
 def test_two_writers_of_one_file_do_not_mix(tmp_path: Path) -> None:
     async def run() -> None:
         first, second = (File(tmp_path / "a.log", ROOMY) for _ in range(2))

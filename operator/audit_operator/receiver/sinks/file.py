@@ -87,7 +87,7 @@ class File:
 
     async def deliver(self, batch: Batch) -> Result:
         """Append and sync. What could not be written whole is taken back."""
-        lines = b"".join([item.data + b"\n" for item in batch.items])
+        lines = [item.data + b"\n" for item in batch.items]
         await self._thread.run(partial(_explained, partial(self._log.append, lines)))
         return TAKEN
 
@@ -115,6 +115,8 @@ def _explained(work: Callable[[], None]) -> None:
 _TEMPORARY: Final = ".tmp"
 _PACKED: Final = (".gz", ".zst")
 _LAST_LINE: Final = 1 << 16
+_LAST_BATCH: Final = 16 << 20
+"""Bytes, read once at the start; a batch has 5 MiB unless the sink says otherwise."""
 
 
 class _Log:
@@ -126,6 +128,9 @@ class _Log:
         self._now = now
         self._file: int | None = None
         self._size = 0
+        # Lines at the end of the file when it was opened: what a crash kept from being noted as delivered comes again.
+        # It is all in this file, for a new one is begun before a batch, never within.
+        self._written: set[int] = set()
         self._closed_name = re.compile(
             rf"{re.escape(path.stem)}-\d{{4}}-\d\d-\d\dT\d\d-\d\d-\d\d\.\d{{6}}{re.escape(path.suffix)}"
             rf"((\.gz|\.zst)({re.escape(_TEMPORARY)})?)?"
@@ -139,6 +144,7 @@ class _Log:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._size = _without_torn_line(file)
+            self._written = _last_lines(file, self._size)
             os.fsync(file)
         except BaseException:
             os.close(file)
@@ -150,9 +156,17 @@ class _Log:
         _sync_folder(self._path.parent)
         self._tidy()
 
-    def append(self, lines: bytes) -> None:
+    def append(self, events: list[bytes]) -> None:
         if self._file is None:
             self.open()
+        if self._written:
+            new = [event for event in events if hash(event) not in self._written]
+            if len(new) == len(events):
+                self._written.clear()
+            events = new
+        lines = b"".join(events)
+        if not lines:
+            return
         if self._size and (self._size + len(lines) > self._rules.max_size or self._age() >= self._rules.max_age):
             self._rotate()
         file = self._file
@@ -232,6 +246,12 @@ def _without_torn_line(file: int) -> int:
     if end < size:
         os.ftruncate(file, end)
     return end
+
+
+def _last_lines(file: int, size: int) -> set[int]:
+    """Hashes of the lines at the end, of the most that can have been written at once."""
+    start = max(0, size - _LAST_BATCH)
+    return {hash(line) for line in os.pread(file, size - start, start).splitlines(keepends=True)}
 
 
 def _sync_folder(folder: Path) -> None:
