@@ -15,7 +15,8 @@ nothing. A log per sink, and not one for all, because a sink that is dead must n
 
 What holds, whatever stops the process or the machine:
 
-* Only the last segment of a log can end in a torn block: a segment is synced before the next one begins.
+* Only the last segment of a log can end in a torn block: a segment is synced before the next one begins. After that a
+  new one begins.
 * After a failed write or sync nothing is written to that segment any more: the kernel may have dropped the pages and
   forgotten the error. Blocks in it from the next segment's first number on do not count.
 * A block that is damaged is skipped, up to the next one that is whole; how many events are missing is counted and said.
@@ -196,6 +197,7 @@ class Log:
         self._writing = threading.Lock()
         self._segments: list[_Segment] = []
         self._file: int | None = None
+        self._continuable = False
         self._cursor_file: int | None = None
         self._cursor_generation = 0
         self.limit: int | None = None
@@ -221,7 +223,7 @@ class Log:
         if self._segments:
             self._recover_last()
         self._open_cursor()
-        self._drop_delivered()
+        self._drop_before_last()
         if self.backlog:
             self.arrived.set()
 
@@ -236,7 +238,9 @@ class Log:
         self.torn = last.size - end
         last.size = end
         self.next_sequence = sequence
-        # What follows the last whole block must never be read, not even after further crashes: a new segment begins.
+        # What follows the last whole block must never be read, not even after further crashes: a new segment begins
+        # then. Else this one goes on, so that `recent` is what it says over several starts.
+        self._continuable = not self.torn
         if self.torn:
             with contextlib.suppress(OSError):
                 os.truncate(last.path, end)
@@ -294,6 +298,8 @@ class Log:
                 pieces.append(_HEADER.pack(_MAGIC, len(payload), crc32(payload, crc32(checked)), sequence, count))
                 pieces.append(payload)
                 sequence += count
+        if self._file is None and self._continuable and self._segments:
+            self._file = os.open(self._segments[-1].path, os.O_RDWR | os.O_CLOEXEC)
         if self._file is None or self._segments[-1].size >= self._segment_size():
             self._begin_segment()
         assert self._file is not None  # noqa: S101 - just begun
@@ -309,6 +315,7 @@ class Log:
 
     def give_up(self) -> None:
         """After a failure: leave the segment as it was before, and begin another with the next write."""
+        self._continuable = False
         if self._file is not None:
             file, self._file = self._file, None
             last = self._segments[-1]
@@ -422,18 +429,20 @@ class Log:
             os.fdatasync(self._cursor_file)
         self._drop_delivered()
 
-    def _drop_delivered(self) -> None:
+    def _drop_before_last(self) -> None:
         with self._lock:
             while len(self._segments) > 1 and self._segments[1].first <= self.position.sequence:
                 self._segments[0].path.unlink(missing_ok=True)
                 del self._segments[0]
-        # The last one goes, too, once all of it is delivered: at the high-water mark no write would ever end it.
+
+    def _drop_delivered(self) -> None:
+        self._drop_before_last()
+        # The last one goes, too, once all of it is delivered and it is large: at the high-water mark no write would end
+        # it. A small one stays, for its events may not have been answered for (`recent`).
         if self._all_delivered() and self._writing.acquire(blocking=False):
             try:
                 with self._lock:
-                    if self._all_delivered() and (
-                        self._file is None or self._segments[-1].size >= self._segment_size() // 2
-                    ):
+                    if self._all_delivered() and self._segments[-1].size >= self._segment_size() // 2:
                         if self._file is not None:
                             os.close(self._file)
                             self._file = None
