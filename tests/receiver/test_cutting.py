@@ -76,6 +76,13 @@ def test_a_body_is_gone_however_the_event_is_written(raw: bytes) -> None:
     assert found["level"] == "Metadata"
 
 
+@pytest.mark.parametrize("level", [Level.METADATA, Level.REQUEST])
+def test_a_body_that_the_recorded_level_does_not_allow_goes_too(level: Level) -> None:
+    found = cut_to(compact(event(1, level=str(level), requestObject=HIDDEN, responseObject=HIDDEN)), level)
+    assert "responseObject" not in found
+    assert ("requestObject" in found) == (level is Level.REQUEST)
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
     lambda inner: (

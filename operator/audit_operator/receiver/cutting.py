@@ -35,9 +35,10 @@ def cut(raw: bytes, event: Event, request: Request, recorded: Level, wanted: "Wa
     if level is Level.MINIMAL:
         return Cut(_minimal(raw, event))
     changed: dict[str, Raw | None] = {}
-    if level < Level.REQUEST_RESPONSE <= recorded or (level < Level.REQUEST and len(event.response_object)):
+    # What is there counts, not only what the recorded level promises.
+    if level < Level.REQUEST_RESPONSE and (recorded >= Level.REQUEST_RESPONSE or len(event.response_object)):
         changed["responseObject"] = None
-    if level < Level.REQUEST <= recorded:
+    if level < Level.REQUEST and (recorded >= Level.REQUEST or len(event.request_object)):
         changed["requestObject"] = None
         if _PATCH_HINT in bytes(event.annotations):
             changed["annotations"] = _without_patches(event.annotations)
