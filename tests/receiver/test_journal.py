@@ -325,6 +325,60 @@ def test_a_power_cut_loses_nothing_that_was_synced(
     log.close()
 
 
+def test_numbers_never_start_again_although_a_power_cut_takes_the_cursor(tmp_path: Path) -> None:
+    # Sinks may name what they write by them: a number that comes twice would overwrite evidence.
+    synced: dict[str, bytes] = {}
+
+    class CursorInMemory(Disk):
+        def sync(self, file: int) -> None:
+            super().sync(file)
+            path = Path(f"/proc/self/fd/{file}").readlink()
+            if path.name == "cursor":
+                synced[path.name] = path.read_bytes()
+
+    log = Log(tmp_path / "sinks" / SINK, CursorInMemory())
+    log.limit = 1
+    log.open()
+    number = 0
+    while number < 60 or segment_files(tmp_path):
+        assert not log.append([group(number, size=100_000)])
+        number += 1
+        _, position, _ = log.read(log.position)
+        log.acknowledge(position)
+        assert number < 1000
+    (tmp_path / "sinks" / SINK / "cursor").write_bytes(synced.get("cursor", b""))
+    after = Log(tmp_path / "sinks" / SINK, Disk())
+    after.open()
+    assert after.next_sequence == number + 1
+    after.close()
+    log.close()
+
+
+def test_a_bug_while_writing_is_answered_and_does_not_stop_the_journal(tmp_path: Path) -> None:
+    class Broken(Disk):
+        broken = True
+
+        def write(self, file: int, pieces: Sequence[bytes], offset: int) -> None:
+            if self.broken:
+                raise MemoryError
+            super().write(file, pieces, offset)
+
+    disk = Broken()
+
+    async def test(journal: Journal) -> None:
+        async with asyncio.timeout(10):
+            with pytest.raises(AppendError, match="MemoryError"):
+                await journal.append({SINK: group(1)})
+            disk.broken = False
+            await journal.append({SINK: group(2)})
+        assert not journal.failure
+
+    run(tmp_path, test, disk)
+    after = opened(tmp_path)
+    assert ids(after) == names(2)
+    after.close()
+
+
 CHILD = """
 import asyncio, sys
 from pathlib import Path

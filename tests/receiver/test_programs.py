@@ -79,6 +79,27 @@ def test_a_file_that_lags_behind_what_was_pushed_does_not_win(tmp_path: Path) ->
     run(tmp_path, second, steps[1])
 
 
+def test_the_file_of_before_a_push_does_not_come_back(tmp_path: Path) -> None:
+    old, new = at("RequestResponse"), at("Metadata")
+    last = text_hash(encode(new))
+
+    async def first(setup: Setup) -> None:
+        assert await push(setup, new) == 200
+        # What is refused makes the receiver look at the file again, which still shows what was before.
+        assert await push(setup, b"{") == 422
+        await asyncio.sleep(1.3)
+        assert await in_force(setup) == last
+
+    async def second(setup: Setup) -> None:
+        assert await in_force(setup) == last
+        setup.mount(old)  # the same, written again
+        await asyncio.sleep(1.3)
+        assert await in_force(setup) == last
+
+    run(tmp_path, first, old)
+    run(tmp_path, second, old)
+
+
 BROKEN: dict[str, bytes] = {
     "no JSON": b"{",
     "another schema": encode(program()).replace("/v1", "/v9", 1).encode(),

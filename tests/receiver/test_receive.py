@@ -12,6 +12,7 @@ from faults import FAULTS, FaultyServer, Reply, Request, hang, status
 from receiving import Setup, event, event_list, eventually, policy, program, receiving, recorded, sink
 
 from audit_operator.policy.events import split
+from audit_operator.receiver.delivery import Worker
 from audit_operator.render.program import Program, RuleList, WireBatch, WireRedaction, WireResources, WireRule
 
 
@@ -387,6 +388,46 @@ def test_deliveries_side_by_side_lose_nothing(tmp_path: Path) -> None:
 
     against(collector, tmp_path, test, concurrency=4)
     assert sorted(map(int, ids(collector.events))) == list(range(200))
+
+
+def test_a_bug_in_one_delivery_of_several_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    collector = Collector()
+    settle = Worker._settle
+    bugs = [ValueError(), ValueError()]
+
+    async def buggy(self: Worker, items: list[Any], result: Any) -> list[Any]:
+        if bugs:
+            raise bugs.pop()
+        return await settle(self, items, result)
+
+    monkeypatch.setattr(Worker, "_settle", buggy)
+
+    async def test(setup: Setup) -> None:
+        for number in range(0, 100, 10):
+            assert await setup.post(event_list(*(event(n) for n in range(number, number + 10)))) == 200
+        await eventually(lambda: setup.receiver.journal.logs["audit-system/siem"].backlog == 0)
+        assert not bugs
+
+    against(collector, tmp_path, test, concurrency=4)
+    assert set(map(int, ids(collector.events))) == set(range(100))
+
+
+def test_how_long_events_wait_is_known_although_the_sink_never_opened(tmp_path: Path) -> None:
+    away = sink(type="http", settings={"url": "http://127.0.0.1:1/"})
+    unknown = sink(type="fax", settings={})
+
+    async def first(setup: Setup) -> None:
+        assert await setup.post(event_list(event(1))) == 200
+
+    async def after_a_restart(setup: Setup) -> None:
+        async def oldest() -> float:
+            return float((await setup.status())["sinks"][0]["oldestSeconds"])
+
+        assert await eventually(oldest) > 0
+
+    run(tmp_path, first, program(sinks=[away]))
+    run(tmp_path, after_a_restart, program(sinks=[away]))
+    run(tmp_path, after_a_restart, program(sinks=[unknown]))
 
 
 def test_a_tenants_sink_cannot_be_pointed_at_the_receivers_own_machine(tmp_path: Path) -> None:

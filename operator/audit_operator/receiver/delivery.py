@@ -187,16 +187,21 @@ class Worker:
             except _LeavingError:
                 return
             except Exception:
-                logger.exception("%s: a bug; the worker begins again at the last event that was taken", self.name)
-                self._say("Unreachable", "this is a bug in audit-operator; its log says more")
+                await self._after_bug("the worker begins again at the last event that was taken")
                 self._read = self._log.position
                 self._buffer.clear()
                 self._works.clear()
-                await asyncio.sleep(self.program.max_backoff)
             else:
                 return
 
+    async def _after_bug(self, what: str) -> None:
+        logger.exception("%s: a bug; %s", self.name, what)
+        self._say("Unreachable", "this is a bug in audit-operator; its log says more")
+        await asyncio.sleep(self.program.max_backoff)
+
     async def _deliver_all(self) -> None:
+        if not self._buffer:
+            await self._fill()  # how long events wait is known then, even if the sink cannot be made or opened
         sink = self._make(self.program, self._surroundings)
         self._format = formatter(self.program)
         running: set[asyncio.Task[None]] = set()
@@ -210,13 +215,15 @@ class Worker:
                 if self.program.concurrency == 1:
                     await self._finish(sink, work)
                     continue
-                running.add(task := asyncio.create_task(self._finish(sink, work)))
-                task.add_done_callback(running.discard)
+                running.add(asyncio.create_task(self._finish(sink, work)))
                 if len(running) >= self.program.concurrency:
                     await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in [each for each in running if each.done()]:
+                    running.discard(task)
+                    task.result()  # one that failed would hold the cursor for good
         finally:
-            if running and self._draining and not self._stopping.is_set():
-                await asyncio.gather(*running)
+            if running and (self._draining or self._leaving.is_set()) and not self._stopping.is_set():
+                await asyncio.wait(running)
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
@@ -260,7 +267,6 @@ class Worker:
             )
             size += len(data)
             after = stored.after
-        self.oldest = self.oldest or items[0].timestamp
         return _Work(items, after)
 
     async def _fill(self) -> bool:
@@ -275,6 +281,8 @@ class Worker:
                 continue
             self._report(missing)
             self._buffer.extend(events)
+            if events:
+                self.oldest = self.oldest or events[0].entry.timestamp
             return bool(events)
 
     def _report(self, missing: Sequence[Damage]) -> None:
@@ -290,8 +298,14 @@ class Worker:
 
     async def _finish(self, sink: Sink, work: _Work) -> None:
         """Until no event of it is left."""
-        await self._deliver(sink, work.items)
-        work.done = True
+        while not work.done:
+            try:
+                await self._deliver(sink, work.items)
+                work.done = True
+            except _LeavingError:
+                raise
+            except Exception:
+                await self._after_bug("the batch is delivered again")
         position = None
         while self._works and self._works[0].done:
             position = self._works.popleft().after
@@ -299,7 +313,10 @@ class Worker:
             await self._advance(position)
 
     async def _advance(self, position: Position) -> None:
-        self.oldest = self._works[0].items[0].timestamp if self._works else ""
+        if self._works:
+            self.oldest = self._works[0].items[0].timestamp
+        else:
+            self.oldest = self._buffer[0].entry.timestamp if self._buffer else ""
         while True:
             try:
                 await self._journal.reading(partial(self._log.acknowledge, position))

@@ -251,6 +251,9 @@ class Log:
     def _open_cursor(self) -> None:
         file = os.open(self._folder / "cursor", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._cursor_file = file
+        if (size := os.fstat(file).st_size) < 2 * _SLOT:
+            # On a full disk there would be no block for it, and what is delivered could not be noted and deleted.
+            os.pwrite(file, bytes(2 * _SLOT - size), size)
         oldest = self._segments[0].first if self._segments else self.next_sequence
         best: tuple[int, Position] | None = None
         for slot in (0, 1):
@@ -283,7 +286,7 @@ class Log:
             try:
                 self.write(many)
                 self.sync(many)
-            except OSError as error:
+            except Exception as error:
                 self.give_up()
                 return _reason(error)
         return ""
@@ -418,18 +421,24 @@ class Log:
             size += sum(len(each.entry.data) for each in more)
         return found, position, missing
 
-    def acknowledge(self, position: Position, *, sync: bool = False) -> None:
-        """Everything before ``position`` is delivered. Blocking, some µs without ``sync``. Raises OSError."""
+    def acknowledge(self, position: Position) -> None:
+        """Everything before ``position`` is delivered. Blocking: some µs, or a sync where a segment goes. Raises
+        OSError.
+        """
         self.position = position
         assert self._cursor_file is not None  # noqa: S101 - opened with the log
         self._cursor_generation += 1
         data = _CURSOR.pack(self._cursor_generation, *position, 0)[:-4]
         os.pwrite(self._cursor_file, data + struct.pack("<I", crc32(data)), (self._cursor_generation % 2) * _SLOT)
-        if sync:
-            os.fdatasync(self._cursor_file)
         self._drop_delivered()
 
     def _drop_before_last(self) -> None:
+        with self._lock:
+            passed = len(self._segments) > 1 and self._segments[1].first <= self.position.sequence
+        if passed or self._last_may_go():
+            # Once the segments are gone only the cursor knows how far the numbers have come.
+            assert self._cursor_file is not None  # noqa: S101 - opened with the log
+            self._disk.sync(self._cursor_file)
         with self._lock:
             while len(self._segments) > 1 and self._segments[1].first <= self.position.sequence:
                 self._segments[0].path.unlink(missing_ok=True)
@@ -439,10 +448,10 @@ class Log:
         self._drop_before_last()
         # The last one goes, too, once all of it is delivered and it is large: at the high-water mark no write would end
         # it. A small one stays, for its events may not have been answered for (`recent`).
-        if self._all_delivered() and self._writing.acquire(blocking=False):
+        if self._last_may_go() and self._writing.acquire(blocking=False):
             try:
                 with self._lock:
-                    if self._all_delivered() and self._segments[-1].size >= self._segment_size() // 2:
+                    if self._last_may_go():
                         if self._file is not None:
                             os.close(self._file)
                             self._file = None
@@ -451,8 +460,13 @@ class Log:
             finally:
                 self._writing.release()
 
-    def _all_delivered(self) -> bool:
-        return bool(self._segments) and self.position.sequence >= self.next_sequence
+    def _last_may_go(self) -> bool:
+        segments = self._segments[-1:]
+        return (
+            bool(segments)
+            and self.position.sequence >= self.next_sequence
+            and segments[0].size >= self._segment_size() // 2
+        )
 
     def recent(self, limit: int) -> Iterator[Stored]:
         """The last events, at most about ``limit`` bytes of them: those that a crash may have left unanswered."""
@@ -671,7 +685,11 @@ class Journal:
             for parts, _ in waiting:
                 for name, each in parts.items():
                     by_log.setdefault(name, []).append(each)
-            failed = await self._thread.run(partial(self._commit, by_log))
+            try:
+                failed = await self._thread.run(partial(self._commit, by_log))
+            except Exception as error:
+                # Whoever waits must be answered, and who comes next be served.
+                failed = dict.fromkeys(by_log, _reason(error))
             if by_log:
                 self.failure = next(iter(failed.values()), "")
             for name in by_log:
@@ -701,5 +719,8 @@ class Journal:
         return log.append(many)
 
 
-def _reason(error: OSError) -> str:
-    return (error.strerror or type(error).__name__).lower()
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return (error.strerror or type(error).__name__).lower()
+    logger.error("a bug in the journal", exc_info=error)
+    return f"this is a bug in audit-operator: {type(error).__name__}"

@@ -1,8 +1,8 @@
 """Where programs come from: a mounted file, and the operator, which pushes them because a kubelet takes a minute.
 
 The newest wins. The file follows a push with a delay, and in between may show a program that is older than the one in
-force; so what was pushed is remembered by its hash, in order. A file that shows something pushed earlier is late; one
-that shows something never pushed was changed by somebody else, and counts.
+force; so what was pushed, and what was in force or in the file then, is remembered by its hash. A file that shows one
+of these is late; one that shows something else was changed by somebody else, and counts.
 """
 
 import contextlib
@@ -83,18 +83,21 @@ class Programs:
             return
         self._seen = version
         with contextlib.suppress(ProgramError):
-            hash_ = _hash(text, self.state)
+            hash_ = self._hash(text)
             late = hash_ in self._hashes()
             if hash_ != self.state.hash and not (late and self.state.hash):
                 await self._apply(text, "file")
 
     async def push(self, text: bytes) -> None:
         """What the operator sends. In force, and on disk, when this comes back. Raises ProgramError, OSError."""
+        before = [self.state.hash]
+        with contextlib.suppress(OSError, ProgramError):
+            before.append(_hash(self._file.read_bytes()))
         await self._apply(text, "pushed")
-        self._keep(text)
+        self._keep(text, before)
 
     async def _apply(self, text: bytes, source: str) -> None:
-        hash_ = _hash(text, self.state)
+        hash_ = self._hash(text)
         try:
             program = _decoded(text)
             await self._running.apply(program, _hash_key(program))
@@ -118,11 +121,25 @@ class Programs:
         except (OSError, UnicodeDecodeError):
             return []
 
-    def _keep(self, text: bytes) -> None:
-        """First the text, then that it was pushed: the other way round a crash could leave neither in force."""
-        history = [*self._hashes(), self.state.hash][-_REMEMBERED:]
+    def _hash(self, text: bytes) -> str:
+        """Raises ProgramError, and says it."""
+        try:
+            return _hash(text)
+        except ProgramError as error:
+            self.state.refused, self.state.refused_hash = str(error), ""
+            raise
+
+    def _keep(self, text: bytes, before: list[str]) -> None:
+        """That older ones are late comes first: after a crash the file must not bring them back. That this one was
+        pushed comes last: if the text were not there yet, nothing would ever put it in force.
+        """
+        self._remember(before)
         _write(self._pushed, text)
-        _write(self._history, "\n".join(history).encode())
+        self._remember([self.state.hash])
+
+    def _remember(self, hashes: list[str]) -> None:
+        history = [each for each in self._hashes() if each not in hashes] + [each for each in hashes if each]
+        _write(self._history, "\n".join(history[-_REMEMBERED:]).encode())
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -132,14 +149,19 @@ def _write(path: Path, data: bytes) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
-def _hash(text: bytes, state: InForce) -> str:
+def _hash(text: bytes) -> str:
+    """Raises ProgramError."""
     try:
         return text_hash(unpacked(text).decode())
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        state.refused, state.refused_hash = f"the program {error}", ""
-        raise ProgramError(state.refused) from None
+        raise ProgramError(f"the program {error}") from None
 
 
 def _decoded(text: bytes) -> Program:
