@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gzip
+import io
 import json
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -153,7 +154,10 @@ class Setup:
         async with (
             client(name) as session,
             session.request(
-                method, f"{self.url}{path}", data=body, headers={"Content-Type": "application/json", **headers}
+                method,
+                f"{self.url}{path}",
+                data=io.BytesIO(body),
+                headers={"Content-Type": "application/json", **headers},
             ) as response,
         ):
             return response.status, await response.read(), dict(response.headers)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from faults import FAULTS, FaultyServer, Reply, Request, hang, status
 from receiving import Setup, event, event_list, eventually, policy, program, receiving, recorded, sink
 
 from audit_operator.policy.events import split
+from audit_operator.receiver import intake as intake_module
+from audit_operator.receiver.cutting import cut
 from audit_operator.receiver.delivery import Worker
 from audit_operator.render.program import Program, RuleList, WireBatch, WireRedaction, WireResources, WireRule
 
@@ -92,6 +95,39 @@ def test_one_bad_item_does_not_cost_the_others(tmp_path: Path) -> None:
     kept = (tmp_path / "journal/quarantine/malformed.jsonl").read_text()
     assert len(kept.splitlines()) == 5
     assert "s3cret" not in kept
+
+
+def test_a_huge_event_holds_nobody_up_and_is_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = {f"key{n}": "s3cret" * 100 for n in range(3000)}
+    huge = event(
+        1,
+        verb="update",
+        objectRef={"resource": "secrets", "namespace": "default", "name": "db", "apiVersion": "v1"},
+        requestObject={"kind": "Secret", "apiVersion": "v1", "metadata": {"name": "db"}, "data": data},
+    )
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(raw: bytes, *rest: Any) -> Any:
+        if len(raw) > 1 << 20:
+            begun.set()
+            go_on.wait(30)
+        return cut(raw, *rest)
+
+    monkeypatch.setattr(intake_module, "cut", slow)
+
+    async def test(setup: Setup) -> None:
+        first = asyncio.create_task(setup.post(event_list(event(0), huge)))
+        await eventually(begun.is_set)
+        again = asyncio.create_task(setup.post(event_list(event(0), huge)))
+        assert await setup.post(event_list(event(2)), "other") == 200
+        assert (await setup.status())["ready"]
+        assert not first.done()
+        go_on.set()
+        assert [await first, await again] == [200, 200]
+
+    run(tmp_path, test)
+    assert ids(Setup(tmp_path, None).lines()) == ["2", "0", "1"]
+    assert b"s3cret" not in (tmp_path / "files/audit-system/siem.log").read_bytes()
 
 
 RULES = RuleList(

@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 from msgspec import Raw
 
@@ -20,6 +21,8 @@ from audit_operator.receiver.metrics import Metrics
 from audit_operator.receiver.quarantine import MALFORMED, FullError, Held, Quarantine, malformed
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 
 class BodyError(ValueError):
@@ -48,9 +51,9 @@ _AT_A_TIME: Final = 200
 """Events decided before others get a turn: some milliseconds."""
 
 
-_LARGE: Final = 4 << 20
-"""Bytes from which on a body is taken apart in a thread. Where items nest deeper than the JSON library goes that takes
-100 ms per MB, and any client can have such an item recorded.
+_LARGE: Final = 1 << 20
+"""Bytes from which on a body is taken apart, and an event cut and redacted, in a thread: redaction of 20 MB takes more
+than a second, in which health checks and other API servers must be answered.
 """
 
 
@@ -79,6 +82,15 @@ class Intake:
 
         self.dropped: dict[str, int] = {}
         """Sink -> events it does not get because its part of the journal was full, since the start."""
+        # One: several would only take the interpreter from each other, and each large event is in the memory twice.
+        self._aside = ThreadPoolExecutor(1, "large")
+
+    def close(self) -> None:
+        """Let the thread for what is large end."""
+        self._aside.shutdown(wait=False)
+
+    async def _in_thread(self, work: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._aside, work)
 
     async def take(self, server: str, body: bytes, target: Target) -> int:
         """Back when every event of the POST is on disk for every sink that gets it; how many events it held.
@@ -86,7 +98,7 @@ class Intake:
         Raises BodyError, and BusyError if that could not be done.
         """
         try:
-            items = split(body) if len(body) < _LARGE else await self._journal.reading(partial(split, body))
+            items = split(body) if len(body) < _LARGE else await self._in_thread(partial(split, body))
         except EventError as error:
             raise BodyError(str(error)) from None
         ours: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -129,6 +141,8 @@ class Intake:
                         gathered.waits.add(other)
                     repeated += 1
                     continue
+                pending[name] = ours
+                gathered.keys.append(name)
                 request = request_of(event)
                 plan = deciding.plan(request, event.stage, recorded)
                 forms = []
@@ -139,7 +153,12 @@ class Intake:
                         if sink in full:
                             dropped[sink] = dropped.get(sink, 0) + 1
                     if open_:
-                        forms.append((cut(raw, event, request, recorded, wanted), open_))
+                        done = (
+                            cut(raw, event, request, recorded, wanted)
+                            if len(raw) < _LARGE
+                            else await self._in_thread(partial(cut, raw, event, request, recorded, wanted))
+                        )
+                        forms.append((done, open_))
             except EventError as error:
                 gathered.malformed.append(malformed(server, raw, str(error), _now()))
                 continue
@@ -148,8 +167,6 @@ class Intake:
                 logger.exception("a bug: an item of API server %s goes to quarantine", server)
                 gathered.malformed.append(malformed(server, raw, f"this is a bug: {type(error).__name__}", _now()))
                 continue
-            pending[name] = ours
-            gathered.keys.append(name)
             counted = plans.get(id(plan))
             plans[id(plan)] = (plan, 1 if counted is None else counted[1] + 1)
             for done, sinks_ in forms:

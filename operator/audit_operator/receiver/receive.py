@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,11 @@ _REQUESTS_GRACE: Final = 10.0
 _DELIVERY_GRACE: Final = 35.0
 """Seconds after SIGTERM for what is being answered, then for what can be delivered: together less than the 60 of the
 pod (terminationGracePeriodSeconds). What is not delivered stays in the journal.
+"""
+
+_NESTING: Final = 20_000
+"""Levels of JSON. API servers record 10,000; where the library stops earlier, a slow way takes over (100 ms per MB) and
+the body is replaced. A thread's stack of 8 MB holds as many in the library.
 """
 
 _RECENT: Final = 4 << 20
@@ -112,6 +118,7 @@ class Receiver:
         await self.running.stop(delivery_grace)
         left = sum(log.backlog for log in self.journal.logs.values())
         await self.journal.close()
+        self.intake.close()
         await self.server.close()
         logger.info("stopped; %d events wait in the journal for the next start", left)
 
@@ -183,6 +190,7 @@ def receive(options: Options) -> None:
     # Every sink's journal is two files and every connection one; the soft limit is often 1024.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    sys.setrecursionlimit(_NESTING)
     # Most of what a POST makes lives until it is answered: looking for garbage among it every 700 objects costs 3 %.
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
