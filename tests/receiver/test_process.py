@@ -1,18 +1,26 @@
 """`audit-operator receive` as a process of its own: killed, told to stop, and asked what it keeps."""
 
 import asyncio
+import contextlib
+import io
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
 import threading
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-from receiving import client, event, event_list, program
+import pytest
+from faults import FaultyServer, Reply, Request
+from receiving import client, event, event_list, eventually, program, sink, tls_of
 from tls_certificates import issued, written
 
 from audit_operator.receiver.quarantine import MALFORMED, Quarantine, malformed, refused
@@ -27,8 +35,9 @@ class Process:
         (folder / "program.json").write_text(encode(what))
         written(folder / "tls", issued("audit-receiver", "localhost"))
         self.process: subprocess.Popen[str] | None = None
-        self.port = 0
+        self.port = self.plain = 0
         self.log: list[str] = []
+        self._rest = threading.Thread()
 
     def start(self) -> None:
         """Until it listens."""
@@ -47,34 +56,61 @@ class Process:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.log.append(line)
-            if found := re.search(r"listening on port (\d+)", line):
-                self.port = int(found[1])
+            if found := re.search(r"listening on port (\d+), health and metrics on port (\d+)", line):
+                self.port, self.plain = int(found[1]), int(found[2])
                 break
-        threading.Thread(target=self.log.extend, args=(self.process.stderr,), daemon=True).start()
+        self._rest = threading.Thread(target=self.log.extend, args=(self.process.stderr,), daemon=True)
+        self._rest.start()
 
     def end(self, number: signal.Signals) -> int:
         """The exit code."""
         assert self.process is not None
         self.process.send_signal(number)
         code = self.process.wait()
-        if self.process.stderr is not None:
-            threads = [each for each in threading.enumerate() if each is not threading.main_thread()]
-            for each in threads:
-                each.join(5)
-            self.process.stderr.close()
+        self._rest.join(5)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
         return code
 
     async def post(self, session: aiohttp.ClientSession, *numbers: int) -> bool:
         """Whether they were taken."""
+        return await self.send(session, event_list(*map(event, numbers))) == 200
+
+    async def send(self, session: aiohttp.ClientSession, body: bytes, **headers: str) -> int:
+        """The status; 0: there was no answer."""
         try:
             async with session.post(
                 f"https://localhost:{self.port}/audit?timeout=30s",
-                data=event_list(*map(event, numbers)),
-                headers={"Content-Type": "application/json"},
+                data=io.BytesIO(body),
+                headers={"Content-Type": "application/json", **headers},
             ) as response:
-                return response.status == 200
+                return response.status
         except aiohttp.ClientError:
+            return 0
+
+    def ready(self) -> bool:
+        """What the kubelet sees."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.plain}/readyz", timeout=30) as answer:
+                return bool(answer.status == 200)
+        except urllib.error.HTTPError as error:
+            error.close()
             return False
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def peak_memory(self) -> int:
+        """Bytes resident at most, so far."""
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())
+        assert found
+        return int(found[1]) << 10
+
+    async def ready_async(self) -> bool:
+        """`ready`, without holding up the loop."""
+        return await asyncio.to_thread(self.ready)
 
     def delivered(self) -> list[int]:
         """Numbers of the events that the sink has, in order."""
@@ -127,6 +163,153 @@ def test_sigterm_delivers_what_is_there_and_ends_well(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in receiver.log]
     assert lines[-1]["message"] == "stopped; 0 events wait in the journal for the next start"
     assert {line["level"] for line in lines} == {"INFO"}
+
+
+@pytest.fixture
+def receiver(tmp_path: Path) -> Iterator[Process]:
+    """One that runs, and ends as it should."""
+    process = Process(tmp_path, program())
+    process.start()
+    yield process
+    assert process.end(signal.SIGTERM) == 0
+
+
+def test_a_sink_that_was_down_has_everything_in_order_once_it_is_up(tmp_path: Path) -> None:
+    delivered: list[int] = []
+
+    def take(request: Request) -> Reply:
+        delivered.extend(int(json.loads(line)["auditID"][-12:]) for line in request.body.splitlines())
+        return Reply()
+
+    async def test() -> None:
+        async with FaultyServer(take) as server, client() as session:
+            settings = {"url": f"{server.url}/audit"}
+            receiver = Process(
+                tmp_path, program(sinks=[sink(type="http", settings=settings, tls={"caBundle": server.ca})])
+            )
+            await server.stop()
+            for number in range(0, 300, 100):
+                await asyncio.to_thread(receiver.start)
+                for first in range(number, number + 100, 20):
+                    assert await receiver.post(session, *range(first, first + 20))
+                receiver.end(signal.SIGKILL)
+            await asyncio.to_thread(receiver.start)
+            await server.start()
+            await eventually(lambda: len(delivered) == 300, seconds=30)
+            assert await asyncio.to_thread(receiver.end, signal.SIGTERM) == 0
+
+    asyncio.run(test())
+    assert delivered == list(range(300))
+
+
+def test_a_disk_that_takes_nothing_costs_nothing_that_was_acknowledged(receiver: Process) -> None:
+    acknowledged: set[int] = set()
+
+    async def test() -> None:
+        async with client() as session:
+            assert await receiver.post(session, *range(50))
+            acknowledged.update(range(50))
+            unlimited = resource.prlimit(receiver.pid, resource.RLIMIT_FSIZE)
+            resource.prlimit(receiver.pid, resource.RLIMIT_FSIZE, (4096, unlimited[1]))
+            for number in range(50, 100):
+                if await receiver.post(session, number):
+                    acknowledged.add(number)
+            assert len(acknowledged) < 100
+            await eventually(receiver.ready_async, lambda ready: not ready)
+            assert await receiver.send(session, event_list(event(99))) == 503
+            resource.prlimit(receiver.pid, resource.RLIMIT_FSIZE, unlimited)
+            await eventually(receiver.ready_async)
+            assert await receiver.post(session, *range(50, 150))
+            acknowledged.update(range(50, 150))
+
+    asyncio.run(test())
+    assert receiver.end(signal.SIGTERM) == 0
+    assert acknowledged == set(range(150))
+    assert sorted(receiver.delivered()) == list(range(150))
+    receiver.start()
+
+
+def test_certificates_change_without_an_event_being_refused(receiver: Process) -> None:
+    names = ["audit-receiver-2", "audit-receiver-3"]
+    stop = asyncio.Event()
+    answers: list[int] = []
+
+    async def on_one_connection(first: int) -> None:
+        async with client() as session:
+            while not stop.is_set():
+                answers.append(await receiver.send(session, event_list(event(first + len(answers)))))
+
+    async def on_new_connections(first: int) -> None:
+        while not stop.is_set():
+            async with client() as session:
+                answers.append(await receiver.send(session, event_list(event(first + len(answers)))))
+
+    async def shown() -> str:
+        _, writer = await asyncio.open_connection("localhost", receiver.port, ssl=tls_of("kube-apiserver"))
+        subject = writer.get_extra_info("peercert")["subject"]
+        writer.close()
+        return str(subject[0][0][1])
+
+    async def swap() -> None:
+        for name in names:
+            written(receiver.folder / "tls", issued(name, "localhost"))
+            await eventually(shown, lambda found, name=name: found == name)
+        stop.set()
+
+    async def test() -> None:
+        await asyncio.gather(on_one_connection(1_000_000), on_new_connections(2_000_000), swap())
+
+    asyncio.run(test())
+    assert len(answers) > 10
+    assert set(answers) == {200}
+
+
+def test_a_thousand_connections_leave_room_for_an_api_server(receiver: Process) -> None:
+    async def test() -> None:
+        idle = [await asyncio.open_connection("127.0.0.1", receiver.port) for _ in range(1000)]
+        async with client() as session:
+            assert await receiver.post(session, *range(10))
+        assert await asyncio.to_thread(receiver.ready)
+        for _, writer in idle:
+            writer.transport.abort()
+
+    asyncio.run(test())
+
+
+def test_bodies_that_are_deep_or_huge_get_the_right_answer(receiver: Process) -> None:
+    raw = json.dumps(event(1, verb="patch", requestObject="HERE"), separators=(",", ":"))
+    raw = raw.replace('"resource":"pods"', '"resource":"secrets"').replace("/pods/web", "/secrets/web")
+    deep = raw.replace('"HERE"', '{"data":' * 9_990 + '{"password":"s3cret"}' + "}" * 9_990).encode()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(100):
+            yield bytes(1 << 20)
+
+    async def test() -> None:
+        async with client() as session:
+            assert await receiver.send(session, event_list(deep, event(2))) == 200
+            assert await receiver.send(session, b"{}", **{"Content-Type": "text/plain"}) == 415
+            before = receiver.peak_memory()
+            assert await receiver.send(session, bytes(100 << 20)) in (413, 0)
+            # Whoever does not say how much it is gets a part of it in.
+            with contextlib.suppress(aiohttp.ClientError):
+                async with session.post(
+                    f"https://localhost:{receiver.port}/audit",
+                    data=pieces(),
+                    headers={"Content-Type": "application/json"},
+                ) as response:
+                    assert response.status == 413
+            assert await receiver.post(session, 3)
+            assert receiver.peak_memory() - before < 40 << 20  # the limit is 8 MiB here
+
+    asyncio.run(test())
+    assert receiver.end(signal.SIGTERM) == 0
+    lines = (receiver.folder / "state/files/audit-system/siem.log").read_bytes().splitlines()
+    assert len(lines) == 3
+    assert b"s3cret" not in lines[0]
+    # It was looked into, not given up.
+    assert b'"requestObject":{"data":{"data":"***"}}' in lines[0]
+    receiver.start()
 
 
 def call(*arguments: str) -> tuple[int, str, str]:
