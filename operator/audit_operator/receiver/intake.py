@@ -131,9 +131,8 @@ class Intake:
         for index, item in enumerate(items):
             if index % _AT_A_TIME == _AT_A_TIME - 1:
                 await asyncio.sleep(0)
-            raw = bytes(item)
             try:
-                event = decode(raw)
+                event = decode(item)
                 recorded = _recorded(event)
                 name = key(server, event.audit_id, event.stage, event.stage_timestamp)
                 if name in pending or taken(name):
@@ -147,6 +146,8 @@ class Intake:
                 plan = deciding.plan(request, event.stage, recorded)
                 forms = []
                 held = duplicates.held(name)
+                # Most events reach no sink: their bytes are never copied.
+                raw = bytes(item) if plan.routes else b""
                 for wanted, sinks in plan.routes:
                     open_ = [sink for sink in sinks if sink not in full and sink not in held]
                     for sink in sinks:
@@ -160,12 +161,13 @@ class Intake:
                         )
                         forms.append((done, open_))
             except EventError as error:
-                gathered.malformed.append(malformed(server, raw, str(error), _now()))
+                gathered.malformed.append(malformed(server, bytes(item), str(error), _now()))
                 continue
             except Exception as error:
                 # Whatever is in an item, it does not cost the others; it is kept, and nobody gets it unredacted.
                 logger.exception("a bug: an item of API server %s goes to quarantine", server)
-                gathered.malformed.append(malformed(server, raw, f"this is a bug: {type(error).__name__}", _now()))
+                reason = f"this is a bug: {type(error).__name__}"
+                gathered.malformed.append(malformed(server, bytes(item), reason, _now()))
                 continue
             counted = plans.get(id(plan))
             plans[id(plan)] = (plan, 1 if counted is None else counted[1] + 1)
