@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 import uvloop
 from receiving import Setup, event, event_list, eventually, on_a_claim, policy, program, receiving, sink
 
+from audit_operator.receiver import running as running_module
+from audit_operator.receiver.deciding import Deciding
 from audit_operator.receiver.running import shares
 from audit_operator.render.objects import text_hash
 from audit_operator.render.program import Program, RuleList, WireRedaction, WireResources, WireRule, encode
@@ -157,6 +160,60 @@ def test_a_swap_under_load_loses_no_event(tmp_path: Path) -> None:
     run(tmp_path, test, at("RequestResponse"))
     numbers = [line["auditID"] for line in Setup(tmp_path, None).lines()]
     assert len(set(numbers)) == 2000
+
+
+def test_posts_are_answered_while_a_large_program_is_made_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(what: Program, key: bytes) -> Deciding:
+        if what.rule_lists[0].rules[0].level == "Metadata":
+            begun.set()
+            go_on.wait(30)
+        return Deciding(what, key)
+
+    monkeypatch.setattr(running_module, "Deciding", slow)
+
+    async def test(setup: Setup) -> None:
+        first = asyncio.create_task(push(setup, at("Metadata")))
+        await eventually(begun.is_set)
+        second = asyncio.create_task(push(setup, at("Minimal")))
+        assert await setup.post(event_list(event(1))) == 200
+        assert not first.done()
+        go_on.set()
+        assert [await first, await second] == [200, 200]
+        # What came last is in force, though it was the quicker one.
+        assert await in_force(setup) == text_hash(encode(at("Minimal")))
+
+    run(tmp_path, test, at("RequestResponse"))
+    assert [line["level"] for line in Setup(tmp_path, None).lines()] == ["RequestResponse"]
+
+
+def test_series_of_what_is_gone_do_not_pile_up(tmp_path: Path) -> None:
+    async def test(setup: Setup) -> None:
+        async def metrics() -> str:
+            return (await setup.receiver.metrics.text()).decode()
+
+        for number in range(3):
+            name = f"audit-system/sink-{number}"
+            now = program(policies=[policy(f"policy-{number}", sinks=[name])], sinks=[sink(f"sink-{number}")])
+            assert await push(setup, now) == 200
+            assert await setup.post(event_list(event(number, level="Metadata"))) == 200
+            log = setup.receiver.journal.logs[name]
+            await eventually(lambda log=log: log.backlog == 0)
+        text = await metrics()
+        assert 'audit_receiver_delivered_events_total{sink="audit-system/sink-2"} 1.0' in text
+        assert "policy-2" in text
+        for gone in ("policy-0", "policy-1", "sink-0", "sink-1"):
+            assert gone not in text
+
+        async def not_covered() -> Any:
+            return (await setup.status())["notCovered"]
+
+        await eventually(not_covered, lambda found: found == {"audit-system/policy-2": 1})
+
+    run(tmp_path, test, program())
 
 
 def test_sinks_come_and_go(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from audit_operator.receiver.formats import Formatter, as_recorded, formatter
-from audit_operator.receiver.journal import Damage, Journal, Log, Position, Stored
+from audit_operator.receiver.journal import BLOCK_BYTES, Damage, Journal, Log, Position, Stored
 from audit_operator.receiver.metrics import Metrics, epoch
 from audit_operator.receiver.quarantine import FullError, Quarantine, refused
 from audit_operator.receiver.sinks import (
@@ -274,7 +274,8 @@ class Worker:
         self._log.arrived.clear()
         while True:
             try:
-                events, self._read, missing = await self._journal.reading(partial(self._log.read_some, self._read))
+                some = partial(self._log.read_some, self._read, min(BLOCK_BYTES, self.in_flight))
+                events, self._read, missing = await self._journal.reading(some)
             except OSError as error:
                 self._say("JournalError", f"the journal cannot be read: {error.strerror}")
                 await asyncio.sleep(self.program.initial_backoff)

@@ -85,6 +85,12 @@ class Intake:
         # One: several would only take the interpreter from each other, and each large event is in the memory twice.
         self._aside = ThreadPoolExecutor(1, "large")
 
+    def keep(self, policies: Collection[str], sinks: Collection[str]) -> None:
+        """Forget the counters of all others: policies and sinks come and go."""
+        for counters, known in ((self.not_covered, policies), (self.dropped, sinks)):
+            for name in counters.keys() - set(known):
+                del counters[name]
+
     def close(self) -> None:
         """Let the thread for what is large end."""
         self._aside.shutdown(wait=False)

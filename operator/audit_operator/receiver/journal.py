@@ -409,12 +409,12 @@ class Log:
                 return events, after, missing
             position = Position(position.segment, found.end, sequence)
 
-    def read_some(self, position: Position) -> tuple[list[Stored], Position, list[Damage]]:
-        """`read`, but as many blocks as together make a large one: a thread is not woken for each small POST."""
+    def read_some(self, position: Position, enough: int) -> tuple[list[Stored], Position, list[Damage]]:
+        """`read`, but blocks until together they have ``enough`` bytes: a thread is not woken for each small POST."""
         found, position, missing = self.read(position)
         size = sum(len(each.entry.data) for each in found)
         more = found
-        while more and size < BLOCK_BYTES:
+        while more and size < enough:
             more, position, damage = self.read(position)
             found += more
             missing += damage

@@ -1,7 +1,8 @@
 """What can be counted, for Prometheus. Names begin with ``audit_receiver_``; times are in seconds."""
 
+import asyncio
 import bisect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Final
 
@@ -23,11 +24,15 @@ class Metrics:
     def __init__(self) -> None:
         registry = self._registry = CollectorRegistry()
 
+        labelled = self._labelled = list[Counter | Gauge]()
+
         def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"audit_receiver_{name}", text, labels, registry=registry)
+            labelled.append(made := Counter(f"audit_receiver_{name}", text, labels, registry=registry))
+            return made
 
         def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(f"audit_receiver_{name}", text, labels, registry=registry)
+            labelled.append(made := Gauge(f"audit_receiver_{name}", text, labels, registry=registry))
+            return made
 
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
             return Histogram(f"audit_receiver_{name}", text, buckets=buckets, registry=registry)
@@ -87,16 +92,20 @@ class Metrics:
         """``refresh`` sets the gauges before each scrape."""
         self._refresh = refresh
 
-    def forget_sink(self, sink: str) -> None:
-        """Its gauges must not stay at what they were."""
-        for each in (self.journal_bytes, self.backlog, self.oldest):
-            if (sink,) in each._metrics:
-                each.remove(sink)
+    def keep(self, policies: Collection[str], sinks: Collection[str]) -> None:
+        """Drop the series of all others: policies and sinks come and go, and series would pile up."""
+        for each in self._labelled:
+            for label, known in (("policy", policies), ("sink", sinks)):
+                if label in each._labelnames:
+                    at = each._labelnames.index(label)
+                    for values in [values for values in list(each._metrics) if values[at] not in known]:
+                        each.remove(*values)
+        self.latency.keep(sinks)
 
-    def text(self) -> bytes:
-        """In Prometheus' text format."""
+    async def text(self) -> bytes:
+        """In Prometheus' text format. A thousand policies have tens of thousands of series."""
         self._refresh()
-        return generate_latest(self._registry)
+        return await asyncio.to_thread(generate_latest, self._registry)
 
 
 class Latency(Collector):
@@ -117,6 +126,12 @@ class Latency(Collector):
             counts[bisect.bisect_left(LATENCY_BUCKETS, seconds)] += events
             self._sums[sink] = self._sums.get(sink, 0.0) + seconds * events
 
+    def keep(self, sinks: Collection[str]) -> None:
+        """Forget all others."""
+        for sink in self._counts.keys() - set(sinks):
+            del self._counts[sink]
+            self._sums.pop(sink, None)
+
     def collect(self) -> Iterator[Metric]:
         """For the registry."""
         family = HistogramMetricFamily(
@@ -129,7 +144,7 @@ class Latency(Collector):
             for bound, count in zip((*map(str, LATENCY_BUCKETS), "+Inf"), counts, strict=True):
                 total += count
                 buckets.append((bound, total))
-            family.add_metric([sink], buckets, self._sums[sink])
+            family.add_metric([sink], buckets, self._sums.get(sink, 0.0))
         yield family
 
 

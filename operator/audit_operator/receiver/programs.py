@@ -5,6 +5,7 @@ force; so what was pushed, and what was in force or in the file then, is remembe
 of these is late; one that shows something else was changed by somebody else, and counts.
 """
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -57,6 +58,8 @@ class Programs:
         self._history = folder / "programs.pushed"
         self._running = running
         self._seen: object = None
+        # One after the other: what came last must be in force last.
+        self._choosing = asyncio.Lock()
         self.state = InForce()
 
     async def start(self) -> None:
@@ -71,6 +74,10 @@ class Programs:
         """Take up the file if it has changed; a file that could not run is tried again, for its credentials may have
         arrived. Raises nothing.
         """
+        async with self._choosing:
+            await self._look()
+
+    async def _look(self) -> None:
         try:
             found = self._file.stat()
             version = (found.st_mtime_ns, found.st_size, found.st_ino)
@@ -90,16 +97,18 @@ class Programs:
 
     async def push(self, text: bytes) -> None:
         """What the operator sends. In force, and on disk, when this comes back. Raises ProgramError, OSError."""
-        before = [self.state.hash]
-        with contextlib.suppress(OSError, ProgramError):
-            before.append(_hash(self._file.read_bytes()))
-        await self._apply(text, "pushed")
-        self._keep(text, before)
+        async with self._choosing:
+            before = [self.state.hash]
+            with contextlib.suppress(OSError, ProgramError):
+                before.append(_hash(self._file.read_bytes()))
+            await self._apply(text, "pushed")
+            self._keep(text, before)
 
     async def _apply(self, text: bytes, source: str) -> None:
         hash_ = self._hash(text)
         try:
-            program = _decoded(text)
+            # A thousand policies take half a second, in which POSTs must be answered.
+            program = await asyncio.to_thread(_decoded, text)
             await self._running.apply(program, _hash_key(program))
         except (ProgramError, RedactionError) as error:
             self._refuse(hash_, source, str(error))

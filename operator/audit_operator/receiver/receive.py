@@ -23,7 +23,7 @@ from audit_operator.receiver.journal import Journal, LockedError
 from audit_operator.receiver.metrics import Metrics
 from audit_operator.receiver.programs import Programs
 from audit_operator.receiver.quarantine import Quarantine
-from audit_operator.receiver.running import Running
+from audit_operator.receiver.running import Running, name_of
 from audit_operator.receiver.server import Parts, Server
 from audit_operator.receiver.sinks import Surroundings
 from audit_operator.receiver.status import encoded, status
@@ -158,6 +158,9 @@ class Receiver:
         if self.journal.failure:
             await self.journal.probe()
         await self.running.make_room()
+        if (program := self.running.program) is not None:
+            policies = {f"{policy.namespace}/{policy.name}" for policy in program.policies}
+            self.intake.keep(policies, {name_of(sink) for sink in program.sinks})
         await self.running.deliver_again()
 
     def _status(self) -> bytes:

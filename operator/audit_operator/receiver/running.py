@@ -80,7 +80,8 @@ def platform_sinks(program: Program) -> frozenset[str]:
     return frozenset(sink for policy in program.policies if policy.tenant is None for sink in policy.sinks)
 
 
-def _tenants(program: Program) -> frozenset[str]:
+def tenants(program: Program) -> frozenset[str]:
+    """The namespaces that have policies of their own."""
     return frozenset(policy.tenant for policy in program.policies if policy.tenant is not None)
 
 
@@ -112,6 +113,7 @@ class Running:
         self._surroundings = surroundings
         self._volume = volume
         self._platform: frozenset[str] = frozenset()
+        self._tenants: frozenset[str] = frozenset()
         self._applying = asyncio.Lock()
         self._measured = 0.0
         self._full: frozenset[str] = frozenset()
@@ -124,18 +126,20 @@ class Running:
     async def apply(self, program: Program, hash_key: bytes) -> None:
         """From now on this program. Raises RedactionError, OSError: then the one before stays, whole."""
         async with self._applying:
-            deciding = Deciding(program, hash_key)
+            deciding = await asyncio.to_thread(Deciding, program, hash_key)
             journal = self._kept.journal
             limits = shares(program)
             for name in limits:
                 (await journal.log(name)).limit = limits[name]
             before, self.program, self.deciding = self.program, program, deciding
             self._platform = platform_sinks(program)
+            self._tenants = tenants(program)
             self._measured = 0.0
             await self._swap_workers(program, moved=before is not None and before.cluster != program.cluster)
             for name in list(journal.logs):
                 if name not in limits and journal.logs[name].backlog == 0:
                     await journal.remove(name)
+            self._kept.metrics.keep({f"{policy.namespace}/{policy.name}" for policy in program.policies}, set(limits))
 
     async def _swap_workers(self, program: Program, *, moved: bool) -> None:
         wanted = {name_of(sink): sink for sink in program.sinks}
@@ -155,12 +159,10 @@ class Running:
         for name in ended:
             if name in wanted:
                 await self._begin(wanted[name], program, IN_FLIGHT * wanted[name].concurrency // together)
-            else:
-                self._kept.metrics.forget_sink(name)
 
     async def _begin(self, sink: SinkProgram, program: Program, in_flight: int) -> None:
         log = await self._kept.journal.log(name_of(sink))
-        refused = REFUSED_TO_TENANTS if sink.namespace in _tenants(program) else ()
+        refused = REFUSED_TO_TENANTS if sink.namespace in self._tenants else ()
         surroundings = replace(self._surroundings, cluster=program.cluster, refused_networks=refused)
         worker = Worker(sink, surroundings, log, self._kept)
         worker.in_flight = in_flight

@@ -369,7 +369,9 @@ class Server:
                 why = "the receiver is stopping" if self.stopping else self._running.failure or self._no_certificates()
                 return _text(503, why) if why else _text(200, "ok")
             case "/metrics":
-                return web.Response(body=self._metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4"})
+                return web.Response(
+                    body=await self._metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4"}
+                )
             case _:
                 return _text(404, "there are /livez, /readyz and /metrics")
 
