@@ -70,6 +70,14 @@ class Server:
                     break
         writer.transport.abort()
 
+    async def has(self, number: int) -> None:
+        """Come back once the newest connection brought so many messages."""
+        for _ in range(1000):
+            if self.received and self.received[-1].count(b">1 2026-") >= number:
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"{self.received!r}"[:1000])
+
     def messages(self) -> list[bytes]:
         """Complete messages of all connections."""
         return [message for each in self.received for message in counted(bytes(each))]
@@ -112,7 +120,7 @@ def test_a_message_is_the_event_in_the_form_of_rfc_5424(transport: str, tmp_path
             sink = syslog(tmp_path, server.port, transport=transport, facility="local3", severity="notice")
             assert await sink.deliver(batch(1, 2)) == TAKEN
             assert await sink.deliver(batch(3)) == TAKEN
-            await asyncio.sleep(0.05)
+            await server.has(3)
             await sink.close()
             assert len(server.received) == 1
             for message, event in zip(server.messages(), batch(1, 2, 3).items, strict=True):
@@ -130,7 +138,7 @@ def test_newlines_separate_messages_where_the_server_counts_no_octets(tmp_path: 
         async with Server(tmp_path, tls=False) as server:
             sink = syslog(tmp_path, server.port, transport="TCP", framing="Newline")
             await sink.deliver(batch(1, 2))
-            await asyncio.sleep(0.05)
+            await server.has(2)
             await sink.close()
             lines = bytes(server.received[0]).split(b"\n")
             assert [line.partition(b" - ")[2].partition(b" - ")[2] for line in lines[:-1]] == [
@@ -151,7 +159,7 @@ def test_an_event_too_large_loses_its_bodies_and_says_so(tmp_path: Path) -> None
         async with Server(tmp_path, tls=False) as server:
             sink = syslog(tmp_path, server.port, transport="TCP", maxMessageBytes=2048)
             results.append(await sink.deliver(Batch("prod", [large, item(2, size=3000), item(3)], 1)))
-            await asyncio.sleep(0.05)
+            await server.has(2)
             await sink.close()
             first, second = (json.loads(HEAD.fullmatch(message)[6]) for message in server.messages())  # type: ignore[index]
             assert "requestObject" not in first
@@ -175,7 +183,7 @@ def test_a_connection_that_breaks_takes_nothing(tls: bool, tmp_path: Path) -> No
             with pytest.raises(UnreachableError):
                 await sink.deliver(large)
             assert await sink.deliver(large) == TAKEN
-            await asyncio.sleep(0.2)
+            await server.has(2000)
             await sink.close()
             assert len(server.received) == 2
             assert len(list(counted(bytes(server.received[1])))) == 2000
@@ -190,12 +198,12 @@ def test_a_server_that_went_away_is_noticed_before_anything_is_written(tmp_path:
         async with server:
             sink = syslog(tmp_path, server.port)
             await sink.deliver(batch(1))
-            await asyncio.sleep(0.05)
+            await server.has(1)
         with pytest.raises(UnreachableError, match="no connection"):
             await sink.deliver(batch(2))
         async with server:
             assert await sink.deliver(batch(2)) == TAKEN
-            await asyncio.sleep(0.05)
+            await server.has(1)
             await sink.close()
 
     run(test)

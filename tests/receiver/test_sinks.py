@@ -24,6 +24,7 @@ MINIMAL = {
     "loki": {"url": "https://localhost:1"},
     "googleCloudLogging": {"parent": "projects/my-project"},
     "otlp": {"url": "https://localhost:1"},
+    "kafka": {"brokers": ["localhost:1"], "topic": "audit"},
     "syslog": {"address": "localhost:6514"},
     "http": {"url": "https://localhost:1/audit"},
     "file": {},

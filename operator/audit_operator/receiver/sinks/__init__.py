@@ -44,6 +44,7 @@ MODULES: Final[Mapping[str, str]] = {
     "loki": "loki",
     "googleCloudLogging": "google_cloud_logging",
     "otlp": "otlp",
+    "kafka": "kafka",
     "syslog": "syslog",
     "http": "http",
     "file": "file",
@@ -54,6 +55,7 @@ MODULES: Final[Mapping[str, str]] = {
 EXTRAS: Final[Mapping[str, str]] = {
     "elasticsearch": "elasticsearch",
     "googleCloudLogging": "googlecloudlogging",
+    "kafka": "kafka",
     "otlp": "otlp",
 }
 """Sink type -> the extra of audit-operator that brings the library it needs."""

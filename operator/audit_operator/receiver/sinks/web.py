@@ -91,12 +91,15 @@ class Tls(Settings, frozen=True):
         """Something that differs once one of the files has changed."""
         return [_version(file) for file in self.files()]
 
+    def ca(self) -> str | None:
+        """The CAs to trust, PEM; None: the system's. Raises UnauthorizedError."""
+        reference = self.ca_secret or self.ca_config_map
+        return secret(reference) if reference else self.ca_bundle
+
     def context(self) -> ssl.SSLContext:
         """For connections from now on. Raises UnauthorizedError if a file is missing or is not what it should be."""
-        ca = self.ca_secret or self.ca_config_map
-        bundle = secret(ca) if ca else self.ca_bundle
         try:
-            context = ssl.create_default_context(cadata=bundle)
+            context = ssl.create_default_context(cadata=self.ca())
             if self.client_certificate:
                 own = self.client_certificate
                 context.load_cert_chain(own.certificate_file, own.key_file)
