@@ -21,6 +21,7 @@ demo: $(STAMP) ## render examples/, replay recorded traffic, show who gets what
 
 test: $(STAMP) ## the fast tests: all of tests/
 	@scripts/get-helm >/dev/null || true # the chart's tests are skipped without it
+	@PYTHON=$(PYTHON) scripts/get-moto >/dev/null || true # those of AWS sinks likewise
 	$(BIN)/pytest -n auto -q
 
 lint: $(STAMP) ## ruff, format included
@@ -52,6 +53,7 @@ e2e: $(STAMP) ## against a real API server (e2e/README.md says how one is found)
 lock: ## pin versions and hashes: what the image holds, what contributors need (needs uv)
 	uv pip compile -q --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 --extra operator --extra receiver --extra sinks pyproject.toml -o requirements.lock
 	uv pip compile -q --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 requirements-build.in -o requirements-build.lock
+	uv pip compile -q --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 requirements-moto.in -o requirements-moto.lock
 	uv pip compile -q --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 --extra dev pyproject.toml requirements-build.in -o requirements-dev.lock
 
 clean: ## remove .venv and caches

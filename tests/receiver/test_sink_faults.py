@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+from aws_doubles import S3, CloudWatch
 from elasticsearch_double import Elasticsearch
 from faults import FAULTS, FaultyServer, Reply, Request, hang, status
 from google_double import GoogleCloudLogging
@@ -50,6 +51,8 @@ DOUBLES: dict[str, Callable[[], Double]] = {
     "loki": Loki,
     "googleCloudLogging": GoogleCloudLogging,
     "otlp": Otlp,
+    "objectStore in S3": S3,
+    "cloudWatch": CloudWatch,
 }
 
 Test = Callable[[FaultyServer, Sink, Double], Awaitable[None]]

@@ -25,6 +25,8 @@ MINIMAL = {
     "googleCloudLogging": {"parent": "projects/my-project"},
     "otlp": {"url": "https://localhost:1"},
     "kafka": {"brokers": ["localhost:1"], "topic": "audit"},
+    "objectStore": {"s3": {"bucket": "audit", "region": "eu-central-1"}},
+    "cloudWatch": {"region": "eu-central-1"},
     "syslog": {"address": "localhost:6514"},
     "http": {"url": "https://localhost:1/audit"},
     "file": {},

@@ -45,6 +45,8 @@ MODULES: Final[Mapping[str, str]] = {
     "googleCloudLogging": "google_cloud_logging",
     "otlp": "otlp",
     "kafka": "kafka",
+    "objectStore": "object_store",
+    "cloudWatch": "cloud_watch",
     "syslog": "syslog",
     "http": "http",
     "file": "file",
@@ -56,6 +58,8 @@ EXTRAS: Final[Mapping[str, str]] = {
     "elasticsearch": "elasticsearch",
     "googleCloudLogging": "googlecloudlogging",
     "kafka": "kafka",
+    "objectStore": "objectstore",
+    "cloudWatch": "cloudwatch",
     "otlp": "otlp",
 }
 """Sink type -> the extra of audit-operator that brings the library it needs."""

@@ -60,16 +60,20 @@ class _Assumed:
 class Signer:
     """Signs requests of one sink. Credentials are those of the moment; a role's are kept until shortly before they end.
 
-    ``sts``: where roles are assumed, if not at AWS' address of the region. Raises ImportError without the library.
+    ``endpoint``: where the service is; roles are assumed there too, unless it is AWS'. Raises ImportError without the
+    library.
     """
 
-    def __init__(self, auth: AwsAuth, region: str, service: str, client: Client, *, sts: str | None = None) -> None:
+    def __init__(
+        self, auth: AwsAuth, region: str, service: str, client: Client, *, endpoint: str | None = None
+    ) -> None:
         self._library = _Library()
         self._auth = auth
         self._region = region
         self._service = service
         self._client = client
-        self._sts = sts or f"https://sts.{region}.{domain(region)}/"
+        amazon = endpoint is None or (urlsplit(endpoint).hostname or "").endswith(domain(region))
+        self._sts = f"https://sts.{region}.{domain(region)}/" if amazon else f"{(endpoint or '').rstrip('/')}/"
         self._assumed: _Assumed | None = None
         self._thread = OwnThread("AWS credentials")
 
@@ -177,6 +181,9 @@ class _Library:
             region=region,
             service=service,
             signed_body_header_type=auth.AwsSignedBodyHeaderType.X_AMZ_CONTENT_SHA_256,
+            # S3 takes paths as they are written.
+            use_double_uri_encode=service != "s3",
+            should_normalize_uri_path=service != "s3",
         )
         signed = auth.aws_sign_request(request, config).result(timeout=5).headers
         return {name: value for name, value in signed if name not in given}

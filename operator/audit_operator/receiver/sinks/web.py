@@ -2,6 +2,7 @@
 
 import asyncio
 import email.utils
+import io
 import ipaddress
 import socket
 import ssl
@@ -14,6 +15,7 @@ from typing import Any, Final, Literal
 
 import aiohttp
 from multidict import CIMultiDictProxy
+from yarl import URL
 
 from audit_operator import __version__
 from audit_operator.receiver.compression import Compression, compress
@@ -132,6 +134,9 @@ class Answer:
 LARGEST_ANSWER: Final = 1 << 20
 """Bytes read of an answer unless a sink says otherwise: enough for an error, and no server fills our memory."""
 
+_LARGE: Final = 1 << 20
+"""Bytes."""
+
 _SHOWN: Final = 200
 """Characters of an answer in an error. Enough to see why."""
 
@@ -186,8 +191,10 @@ class Client:
         try:
             async with session.request(
                 method,
-                url,
-                data=packed,
+                # What is signed must not be written in another way.
+                URL(url, encoded=sign is not None),
+                # A large one piece by piece, so that the loop is not held up.
+                data=packed if len(packed) < _LARGE else io.BytesIO(packed),
                 headers=sent,
                 ssl=self._current_context() if url.startswith("https://") else True,
                 server_hostname=self._tls.server_name,

@@ -1,0 +1,426 @@
+"""objectStore: objects of JSON lines in S3, Google Cloud Storage or Azure Blob Storage, each with a manifest.
+
+The same events make the same object: a repeated delivery writes it anew. An object's name tells its first event's time,
+the receiver, and which of the receiver's events it holds. The manifest's name begins with an underscore, so that
+Athena, Spark and their like do not take it for events.
+"""
+
+import hashlib
+import re
+import socket
+import time
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, Final, Literal, Protocol
+from urllib.parse import quote, urlsplit
+
+import msgspec
+from obstore.exceptions import (
+    BaseError,
+    GenericError,
+    NotFoundError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+    UnknownConfigurationKeyError,
+)
+from obstore.store import AzureStore, GCSStore
+
+from audit_operator.receiver.compression import SUFFIX, Compression, compress
+from audit_operator.receiver.sinks import (
+    TAKEN,
+    Batch,
+    Item,
+    MisconfiguredError,
+    RefusedError,
+    Result,
+    SecretFile,
+    Settings,
+    SinkError,
+    Surroundings,
+    TooLargeError,
+    UnauthorizedError,
+    UnknownSinkError,
+    UnreachableError,
+    convert,
+    dated,
+    filled,
+    secret,
+    settings,
+)
+from audit_operator.receiver.sinks.aws import AwsAuth, Signer, domain
+from audit_operator.receiver.sinks.web import Client, Tls, error_of, networks, refuse_address
+from audit_operator.receiver.threads import OwnThread
+from audit_operator.render.program import SinkProgram
+
+
+class _S3Encryption(Settings, frozen=True):
+    algorithm: str
+    kms_key_id: str | None = msgspec.field(default=None, name="kmsKeyID")
+
+
+class _S3ObjectLock(Settings, frozen=True):
+    mode: Literal["Governance", "Compliance"]
+    retention_days: int
+
+
+class _S3(Settings, frozen=True):
+    bucket: str
+    region: str
+    path_style: bool
+    auth: AwsAuth
+    endpoint: str | None = None
+    storage_class: str | None = None
+    encryption: _S3Encryption | None = None
+    object_lock: _S3ObjectLock | None = None
+
+
+class _Gcs(Settings, frozen=True):
+    bucket: str
+    endpoint: str | None = None
+    storage_class: str | None = None
+    kms_key_name: str | None = None
+    credentials: SecretFile | None = None
+
+
+class _WorkloadIdentity(Settings, frozen=True):
+    client_id: str | None = msgspec.field(default=None, name="clientID")
+    tenant_id: str | None = msgspec.field(default=None, name="tenantID")
+
+
+class _AzureAuth(Settings, frozen=True):
+    account_key: SecretFile | None = None
+    sas_token: SecretFile | None = None
+    workload_identity: _WorkloadIdentity | None = None
+
+
+class _Azure(Settings, frozen=True):
+    storage_account: str
+    container: str
+    auth: _AzureAuth
+    endpoint: str | None = None
+    access_tier: str | None = None
+
+
+class _ObjectStore(Settings, frozen=True):
+    prefix: str
+    compression: Compression
+    s3: _S3 | None = None
+    gcs: _Gcs | None = None
+    azure: _Azure | None = None
+
+
+class _Store(Protocol):
+    """Where objects are put."""
+
+    async def put(self, key: str, body: bytes, kind: str) -> None:
+        """Write an object of this media type, whole or not at all. Raises SinkError."""
+
+    async def close(self) -> None:
+        """Let go of everything."""
+
+
+def make(program: SinkProgram, surroundings: Surroundings) -> "ObjectStore":
+    """See `Sink`."""
+    given = settings(program, _ObjectStore)
+    store: _Store
+    if given.s3 is not None:
+        store = _S3Store(given.s3, Client(program, surroundings))
+    else:
+        store = _other_store(given, program, surroundings)
+    names = {
+        "cluster": surroundings.cluster,
+        "sink": f"{program.namespace}/{program.name}",
+        "receiver": surroundings.receiver,
+    }
+    return ObjectStore(filled(given.prefix, program, surroundings), given.compression, names, store)
+
+
+@dataclass(frozen=True, slots=True)
+class _Object:
+    """An object and its manifest; ``indices``: which of the batch's events it holds."""
+
+    indices: Sequence[int]
+    key: str
+    body: bytes
+    manifest_key: str
+    manifest: bytes
+
+
+class ObjectStore:
+    """A bucket. ``names``: what manifests say of where events come from."""
+
+    def __init__(self, prefix: str, compression: Compression, names: Mapping[str, str], store: _Store) -> None:
+        self._prefix = prefix.strip("/")
+        self._compression = compression
+        self._names = names
+        self._store = store
+        self._thread = OwnThread("objects")
+
+    async def open(self) -> None:
+        """Nothing to do: the first delivery connects."""
+
+    async def deliver(self, batch: Batch) -> Result:
+        """An object for each folder that the events' times lead to. Raises SinkError if the first one fails."""
+        folders: dict[str, list[int]] = {}
+        for at, item in enumerate(batch.items):
+            folders.setdefault(dated(self._prefix, item.timestamp), []).append(at)
+        done: set[int] = set()
+        for folder, indices in folders.items():
+            # Compressing 64 MiB takes a good part of a second.
+            made = await self._thread.run(partial(self._object, folder, indices, batch))
+            try:
+                await self._store.put(made.key, made.body, _MEDIA_TYPE[self._compression])
+                await self._store.put(made.manifest_key, made.manifest, "application/json")
+            except SinkError as error:
+                if not done:
+                    raise
+                left = [at for at in range(len(batch.items)) if at not in done]
+                return Result(retry=left, retry_after=error.retry_after, reason=str(error))
+            done.update(indices)
+        return TAKEN
+
+    async def close(self) -> None:
+        """Close all connections."""
+        self._thread.stop()
+        await self._store.close()
+
+    def _object(self, folder: str, indices: Sequence[int], batch: Batch) -> _Object:
+        items = [batch.items[at] for at in indices]
+        lines = b"".join([item.data + b"\n" for item in items])
+        body = compress(lines, self._compression)
+        name = self._name(items)
+        manifest = {
+            "version": 1,
+            "object": f"{folder}/{name}",
+            **self._names,
+            "events": len(items),
+            "firstSequence": items[0].sequence,
+            "lastSequence": items[-1].sequence,
+            "firstTimestamp": min(item.timestamp for item in items),
+            "lastTimestamp": max(item.timestamp for item in items),
+            "bytes": len(body),
+            "sha256": hashlib.sha256(body).hexdigest(),
+            "uncompressedBytes": len(lines),
+            "uncompressedSHA256": hashlib.sha256(lines).hexdigest(),
+        }
+        return _Object(
+            indices, f"{folder}/{name}", body, f"{folder}/_{name}.manifest.json", msgspec.json.encode(manifest)
+        )
+
+    def _name(self, items: Sequence[Item]) -> str:
+        moment = re.sub("[^0-9TZ.]", "", items[0].timestamp)
+        numbers = f"{items[0].sequence:012}-{items[-1].sequence:012}"
+        return f"{moment}_{self._names['receiver']}_{numbers}.jsonl{SUFFIX[self._compression]}"
+
+
+_MEDIA_TYPE: Final[Mapping[Compression, str]] = {
+    "None": "application/x-ndjson",
+    "gzip": "application/gzip",
+    "zstd": "application/zstd",
+}
+"""No Content-Encoding: downloads would arrive unpacked, and no digest would fit."""
+
+# --- S3 --------------------------------------------------------------------------------------------------------------
+
+_EXPIRED: Final = re.compile(
+    rb"<Code>(ExpiredToken|InvalidToken|TokenRefreshRequired|AuthorizationHeaderMalformed|InvalidAccessKeyId)</Code>"
+)
+_DAY: Final = 24 * 3600
+
+
+class _S3Store:
+    """S3 and what speaks its protocol, with our own requests: they can lock objects and assume roles."""
+
+    def __init__(self, given: _S3, client: Client) -> None:
+        self._given = given
+        self._client = client
+        host = given.endpoint or f"https://s3.{given.region}.{domain(given.region)}"
+        scheme, _, rest = host.rstrip("/").partition("://")
+        self._base = f"{scheme}://{rest}/{given.bucket}" if given.path_style else f"{scheme}://{given.bucket}.{rest}"
+        self._signer = Signer(given.auth, given.region, "s3", client, endpoint=given.endpoint)
+
+    async def put(self, key: str, body: bytes, kind: str) -> None:
+        url = f"{self._base}/{quote(key, safe='/-_.~')}"
+        headers = {"Content-Type": kind, **self._headers(body)}
+        sign = await self._signer.prepared("PUT", url, headers)
+        answer = await self._client.send("PUT", url, body, headers, sign=sign)
+        if error := error_of(answer):
+            if _EXPIRED.search(answer.body):
+                raise UnauthorizedError(str(error))
+            if isinstance(error, RefusedError) and not isinstance(error, TooLargeError):
+                # It is about the bucket or the request, never about the events in it.
+                raise MisconfiguredError(str(error))
+            raise error
+        if "ETag" not in answer.headers:
+            raise UnreachableError(f"HTTP {answer.status}, but no answer of S3")
+
+    async def close(self) -> None:
+        self._signer.stop()
+        await self._client.close()
+
+    def _headers(self, body: bytes) -> dict[str, str]:
+        given = self._given
+        headers = {"x-amz-checksum-sha256": b64encode(hashlib.sha256(body).digest()).decode()}
+        if given.storage_class is not None:
+            headers["x-amz-storage-class"] = given.storage_class
+        if given.encryption is not None:
+            headers["x-amz-server-side-encryption"] = given.encryption.algorithm
+            if given.encryption.kms_key_id is not None:
+                headers["x-amz-server-side-encryption-aws-kms-key-id"] = given.encryption.kms_key_id
+        if given.object_lock is not None:
+            until = datetime.fromtimestamp(time.time() + given.object_lock.retention_days * _DAY, UTC)
+            headers["x-amz-object-lock-mode"] = given.object_lock.mode.upper()
+            headers["x-amz-object-lock-retain-until-date"] = until.strftime("%Y-%m-%dT%H:%M:%SZ")
+        return headers
+
+
+# --- the others, by object_store of Apache Arrow ---------------------------------------------------------------------
+
+
+def _other_store(given: _ObjectStore, program: SinkProgram, surroundings: Surroundings) -> "_OtherStore":
+    tls = convert(program, program.tls or {}, Tls)
+    name = f"sink {program.namespace}/{program.name} (objectStore)"
+    for field, wanted in (
+        ("tls.serverName", tls.server_name is not None),
+        ("tls.clientCertificate", tls.client_certificate is not None),
+        ("tls.minVersion TLS13", tls.min_version == "TLS13"),
+        ("proxy", program.proxy is not None),
+    ):
+        if wanted:
+            raise UnknownSinkError(f"{name}: {field} cannot be used with gcs and azure; leave it out")
+    return _OtherStore(given, tls, surroundings, program.timeout)
+
+
+class _OtherStore:
+    """GCS or Azure. The library's client is made anew when a credential has changed."""
+
+    def __init__(self, given: _ObjectStore, tls: Tls, surroundings: Surroundings, timeout: float) -> None:
+        self._gcs = given.gcs
+        self._azure = given.azure
+        self._tls = tls
+        self._refused = networks(surroundings)
+        self._timeout = timeout
+        self._store: Any = None
+        self._made_of: object = None
+        self._thread = OwnThread("object store addresses")
+
+    async def put(self, key: str, body: bytes, kind: str) -> None:
+        if self._refused:
+            await self._thread.run(self._look)
+        attributes = {"Content-Type": kind}
+        tier = self._gcs.storage_class if self._gcs else self._azure.access_tier if self._azure else None
+        if tier is not None:
+            attributes["Storage-Class"] = tier
+        try:
+            await self._current().put_async(key, body, attributes=attributes, use_multipart=False)
+        except (PermissionDeniedError, UnauthenticatedError) as error:
+            raise UnauthorizedError(_told(error)) from None
+        except (FileNotFoundError, NotFoundError) as error:
+            raise MisconfiguredError(_told(error)) from None
+        except (BaseError, OSError) as error:
+            raise _meaning(error) from None
+
+    async def close(self) -> None:
+        self._store = None
+        self._thread.stop()
+
+    def _look(self) -> None:
+        """Blocking. Raises SinkError for an address that no connection may be made to."""
+        host = urlsplit(self._endpoint()).hostname or ""
+        try:
+            found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        except socket.gaierror:
+            raise UnreachableError(f"the name {host} cannot be resolved") from None
+        for *_, address in found:
+            refuse_address(str(address[0]), self._refused)
+
+    def _endpoint(self) -> str:
+        if self._gcs is not None:
+            return self._gcs.endpoint or "https://storage.googleapis.com"
+        assert self._azure is not None  # noqa: S101 - a rule of the resource
+        return self._azure.endpoint or f"https://{self._azure.storage_account}.blob.core.windows.net"
+
+    def _current(self) -> Any:
+        """Raises SinkError."""
+        config = self._gcs_config(self._gcs) if self._gcs else self._azure_config(self._azure) if self._azure else {}
+        ca = self._tls.ca()
+        if self._store is None or (config, ca) != self._made_of:
+            options: dict[str, Any] = {"timeout": f"{self._timeout:g}s", "user_agent": "audit-operator"}
+            if self._endpoint().startswith("http://"):
+                options["allow_http"] = True
+            if ca is not None:
+                options["root_certificate"] = ca.encode()
+            if self._gcs and self._gcs.kms_key_name:
+                options["default_headers"] = {"x-goog-encryption-kms-key-name": self._gcs.kms_key_name}
+            kind: Any = GCSStore if self._gcs else AzureStore
+            try:
+                # Waits between repetitions are the worker's.
+                self._store = kind(config=config, client_options=options, retry_config={"max_retries": 0})
+            except UnknownConfigurationKeyError:
+                raise
+            except (BaseError, ValueError):
+                raise UnauthorizedError("the credentials cannot be used; correct the Secret") from None
+            self._made_of = (config, ca)
+        return self._store
+
+    def _gcs_config(self, given: _Gcs) -> dict[str, Any]:
+        config: dict[str, Any] = {"bucket": given.bucket}
+        if given.endpoint is not None:
+            config["base_url"] = given.endpoint
+        if given.credentials is not None:
+            config["service_account_key"] = _service_account(secret(given.credentials))
+        return config
+
+    def _azure_config(self, given: _Azure) -> dict[str, Any]:
+        auth = given.auth
+        config: dict[str, Any] = {"account_name": given.storage_account, "container_name": given.container}
+        if given.endpoint is not None:
+            config["endpoint"] = given.endpoint
+        if auth.account_key is not None:
+            config["account_key"] = secret(auth.account_key)
+        elif auth.sas_token is not None:
+            config["sas_key"] = secret(auth.sas_token)
+        elif auth.workload_identity is not None:
+            if auth.workload_identity.client_id is not None:
+                config["client_id"] = auth.workload_identity.client_id
+            if auth.workload_identity.tenant_id is not None:
+                config["tenant_id"] = auth.workload_identity.tenant_id
+        return config
+
+
+def _service_account(text: str) -> str:
+    """The key with nothing in it but who we are: further members name addresses to go to."""
+    try:
+        info = msgspec.json.decode(text, type=dict[str, Any])
+    except msgspec.DecodeError:
+        info = {}
+    wanted = ("type", "private_key", "private_key_id", "client_email")
+    if info.get("type") != "service_account" or not all(isinstance(info.get(name), str) for name in wanted):
+        raise UnauthorizedError("the credentials are no key of a service account (JSON)")
+    return msgspec.json.encode({name: info[name] for name in wanted}).decode()
+
+
+_STATUS: Final = re.compile(r"\b(?:status|code)\D{0,20}([45]\d\d)\b", re.IGNORECASE)
+_QUERY: Final = re.compile(r"\?[^\s\"')]*")
+
+
+def _meaning(error: Exception) -> SinkError:
+    text = _told(error)
+    found = _STATUS.search(str(error))
+    status = int(found[1]) if found else 0
+    if status in (401, 403):
+        return UnauthorizedError(text)
+    if status == 413:
+        return TooLargeError(text)
+    if isinstance(error, GenericError) and (status >= 500 or status in (0, 408, 429)):
+        return UnreachableError(text)
+    return MisconfiguredError(text) if status else UnreachableError(text)
+
+
+def _told(error: Exception) -> str:
+    """A line without the query of a URL, which may be a shared access signature."""
+    text = _QUERY.sub("", str(error).split("Debug source:", maxsplit=1)[0])
+    return " ".join(text.split())[:300]
