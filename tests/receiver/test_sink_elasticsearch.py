@@ -5,13 +5,16 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from elasticsearch_double import Elasticsearch
 from faults import FaultyServer, Reply, Request
-from sink_cases import batch, credential, made
+from sink_cases import batch, credential, made, sink_program
 
+from audit_operator.receiver.formats import formatter
 from audit_operator.receiver.sinks import (
     TAKEN,
+    Batch,
     MisconfiguredError,
     Result,
     Sink,
@@ -44,6 +47,24 @@ def test_a_data_stream_gets_each_event_once_with_its_time(tmp_path: Path) -> Non
     assert list(double.stored) == [("logs-kubernetes.audit-default", name) for name in names]
     first = double.stored["logs-kubernetes.audit-default", names[0]]
     assert first["@timestamp"] == first["stageTimestamp"]
+
+
+def test_ecs_has_its_own_time(tmp_path: Path) -> None:
+    double = Elasticsearch()
+    event = batch(1).items[0]
+
+    async def run() -> None:
+        async with FaultyServer(double.answer) as server:
+            spec = double.spec(server.url, tmp_path)
+            sink = made(tmp_path, elasticsearch=spec, tls={"caBundle": server.ca}, format={"type": "ECS"})
+            data = formatter(sink_program(stdout={}, format={"type": "ECS"}))(event.audit)
+            await sink.deliver(Batch("prod", [msgspec.structs.replace(event, data=data)], len(data)))
+            await sink.close()
+            assert server.requests[0].body.count(b'"@timestamp"') == 1
+
+    asyncio.run(run())
+    (document,) = double.stored.values()
+    assert document["@timestamp"] == event.timestamp
 
 
 @pytest.mark.parametrize(

@@ -326,7 +326,12 @@ def test_azurite_has_every_object(tmp_path: Path) -> None:
             asyncio.run(one(made(tmp_path, objectStore={"azure": azure | {"container": "nobody"}}), batch(1)))
 
 
-def test_a_shared_access_signature_is_never_shown(tmp_path: Path) -> None:
+def test_a_shared_access_signature_is_used_whatever_the_environment_offers_and_never_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("CLIENT_ID", "c"), ("TENANT_ID", "t"), ("FEDERATED_TOKEN_FILE", str(tmp_path / "token"))):
+        monkeypatch.setenv(f"AZURE_{name}", value)
+
     async def run() -> None:
         async with FaultyServer(lambda _: Reply(500, b"")) as server:
             credential(tmp_path, "azure", "sas", "sv=2022-11-02&ss=b&sig=s3cretSignature%3D")

@@ -1,5 +1,7 @@
 """What holds for every sink: settings as render writes them, credentials read anew, names that do not change."""
 
+import sys
+import tomllib
 from pathlib import Path
 
 import msgspec
@@ -7,6 +9,7 @@ import pytest
 from sink_cases import batch, credential, sink_program, surroundings
 
 from audit_operator.receiver.sinks import (
+    EXTRAS,
     MODULES,
     SecretFile,
     UnauthorizedError,
@@ -17,6 +20,8 @@ from audit_operator.receiver.sinks import (
     secret,
 )
 from audit_operator.resources.auditsink import SINK_TYPES
+
+ROOT = Path(__file__).resolve().parents[2]
 
 MINIMAL = {
     "elasticsearch": {"urls": ["https://localhost:1"]},
@@ -91,3 +96,33 @@ def test_templates_are_filled_by_sink_and_by_event(tmp_path: Path) -> None:
     text = filled("{cluster}/{namespace}/{sink}/{receiver}/%Y/%m/%d/%H", program, surroundings(tmp_path))
     assert text == "prod/audit-system/siem/audit-receiver-0/%Y/%m/%d/%H"
     assert dated(text, "2026-11-23T04:33:04.000001Z").endswith("/2026/11/23/04")
+
+
+LIBRARIES = {
+    "googleCloudLogging": "google.auth",
+    "kafka": "confluent_kafka",
+    "objectStore": "obstore",
+    "otlp": "opentelemetry.proto",
+    "cloudWatch": "awscrt.auth",
+    "elasticsearch": "awscrt.auth",
+}
+"""Sink type -> a library that only it needs."""
+
+
+@pytest.mark.parametrize("kind", EXTRAS)
+def test_a_missing_library_is_named_with_the_extra_that_brings_it(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.startswith(LIBRARIES[kind])]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, f"audit_operator.receiver.sinks.{MODULES[kind]}", raising=False)
+    monkeypatch.setitem(sys.modules, LIBRARIES[kind], None)  # type: ignore[arg-type]
+    spec = MINIMAL[kind] | ({"auth": {"aws": {"region": "eu-central-1"}}} if kind == "elasticsearch" else {})
+    with pytest.raises(UnknownSinkError, match=rf"siem: {kind} needs .*; install audit-operator\[{EXTRAS[kind]}\]"):
+        make(sink_program(**{kind: spec}), surroundings(tmp_path))
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert EXTRAS[kind] in extras
+
+
+def test_every_sink_type_is_built() -> None:
+    assert set(MODULES) == set(SINK_TYPES)

@@ -50,7 +50,7 @@ def make(program: SinkProgram, surroundings: Surroundings) -> "CloudWatch":
     group = filled(given.log_group, program, surroundings)
     stream = filled(given.log_stream, program, surroundings)
     signer = Signer(given.auth, given.region, "logs", client, endpoint=given.endpoint)
-    return CloudWatch(given, (group, stream), client, signer, formatter(program))
+    return CloudWatch(given, (group, stream), client, signer, formatter(program, surroundings.cluster))
 
 
 _MOST_EVENTS: Final = 10_000

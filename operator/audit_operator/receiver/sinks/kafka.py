@@ -67,7 +67,7 @@ def make(program: SinkProgram, surroundings: Surroundings) -> "Kafka":
     if tls.min_version == "TLS13":
         raise UnknownSinkError(f"{name}: tls.minVersion TLS13 cannot be used: the library takes what brokers offer")
     cluster = _Cluster(given, tls, networks(surroundings), program.timeout)
-    return Kafka(given, cluster, formatter(program))
+    return Kafka(given, cluster, formatter(program, surroundings.cluster))
 
 
 class Kafka:

@@ -356,9 +356,13 @@ class _OtherStore:
             if self._gcs and self._gcs.kms_key_name:
                 options["default_headers"] = {"x-goog-encryption-kms-key-name": self._gcs.kms_key_name}
             kind: Any = GCSStore if self._gcs else AzureStore
+            plain = {name: value for name, value in config.items() if name not in _AZURE_CREDENTIALS}
+            own = {_AZURE_CREDENTIALS[name]: value for name, value in config.items() if name in _AZURE_CREDENTIALS}
+            # As configuration it would give way to what the receiver's environment holds.
+            provider = {"credential_provider": lambda: {**own, "expires_at": None}} if own else {}
             try:
                 # Waits between repetitions are the worker's.
-                self._store = kind(config=config, client_options=options, retry_config={"max_retries": 0})
+                self._store = kind(config=plain, client_options=options, retry_config={"max_retries": 0}, **provider)
             except UnknownConfigurationKeyError:
                 raise
             except (BaseError, ValueError):
@@ -389,6 +393,10 @@ class _OtherStore:
             if auth.workload_identity.tenant_id is not None:
                 config["tenant_id"] = auth.workload_identity.tenant_id
         return config
+
+
+_AZURE_CREDENTIALS: Final = {"account_key": "access_key", "sas_key": "sas_token"}
+"""Configuration -> what the library calls it when it asks for credentials."""
 
 
 def _service_account(text: str) -> str:

@@ -55,7 +55,7 @@ def make(program: SinkProgram, surroundings: Surroundings) -> "Syslog":
     """See `Sink`."""
     given = settings(program, _Syslog)
     hostname = filled(given.hostname, program, surroundings)[:_LONGEST_HOSTNAME]
-    form = _Form(given, hostname, formatter(program))
+    form = _Form(given, hostname, formatter(program, surroundings.cluster))
     tls = convert(program, program.tls or {}, Tls) if given.transport == "TLS" else None
     host, _, port = given.address.rpartition(":")
     return Syslog(form, _Way(host.strip("[]"), int(port), tls, surroundings))
