@@ -1,11 +1,14 @@
 """What holds for every sink: settings as render writes them, credentials read anew, names that do not change."""
 
+import re
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+import yaml
 from sink_cases import batch, credential, sink_program, surroundings
 
 from audit_operator.receiver.sinks import (
@@ -126,3 +129,17 @@ def test_a_missing_library_is_named_with_the_extra_that_brings_it(
 
 def test_every_sink_type_is_built() -> None:
     assert set(MODULES) == set(SINK_TYPES)
+
+
+DOCUMENTATION = (ROOT / "docs" / "sinks.md").read_text()
+EXAMPLES = [yaml.safe_load(text)["spec"] for text in re.findall(r"```yaml\n(.*?)```", DOCUMENTATION, re.DOTALL)]
+
+
+@pytest.mark.parametrize("spec", EXAMPLES, ids=lambda spec: next(iter(spec)))
+def test_the_examples_in_the_documentation_work(spec: dict[str, Any], tmp_path: Path) -> None:
+    make(sink_program(**spec), surroundings(tmp_path))
+
+
+def test_every_sink_has_an_example_and_a_section() -> None:
+    assert {kind for spec in EXAMPLES for kind in spec} >= set(MODULES)
+    assert {line.removeprefix("## ") for line in DOCUMENTATION.splitlines() if line.startswith("## ")} >= set(MODULES)
