@@ -20,6 +20,7 @@ from audit_operator.receiver.sinks import (
     ThrottledError,
     UnauthorizedError,
     UnreachableError,
+    splunk,
 )
 
 
@@ -89,7 +90,7 @@ def test_taken_means_that_an_indexer_has_it(tmp_path: Path) -> None:
     server = against(double, tmp_path, test)
     paths = [request.path.rpartition("/")[2] for request in server.requests]
     assert paths == ["event", "ack", "ack", "ack"] * 2
-    assert list(double.asked.values()) == [[3, 3]]
+    assert list(double.asked.values()) == [[3], [3]]
 
 
 def test_after_a_timeout_the_events_are_asked_about_and_not_sent_again(tmp_path: Path) -> None:
@@ -104,6 +105,20 @@ def test_after_a_timeout_the_events_are_asked_about_and_not_sent_again(tmp_path:
 
     against(double, tmp_path, test)
     assert len(double.events) == 1
+
+
+def test_what_is_not_acknowledged_for_too_long_is_sent_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(splunk, "_PATIENCE", 0.0)
+    double = Acknowledging(indexed_after=2)
+
+    async def test(_: FaultyServer, sink: Sink) -> None:
+        with pytest.raises(UnreachableError, match="no indexer"):
+            await sink.deliver(batch(1))
+        double.indexed_after = 1
+        await sink.deliver(batch(1))
+
+    against(double, tmp_path, test)
+    assert len(double.events) == 2
 
 
 def test_a_restarted_collector_never_acknowledges_what_it_does_not_know(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ them: each request has a number in a channel, about which the collector is asked
 
 import asyncio
 import hashlib
+import itertools
+import time
 import uuid
 from dataclasses import dataclass
 from typing import Any, Final
@@ -20,7 +22,6 @@ from audit_operator.receiver.sinks import (
     Result,
     SecretFile,
     Settings,
-    SinkError,
     Surroundings,
     ThrottledError,
     UnreachableError,
@@ -62,10 +63,15 @@ _POLLS: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """What was sent under which number; nothing of the events themselves."""
+    """Where to ask about a request, and since when (`time.monotonic`); nothing of the events themselves.
 
-    events: bytes
+    Each request has a channel of its own: a collector that was restarted counts from 0 again, and a number of before
+    could otherwise be that of another request.
+    """
+
+    channel: str
     number: int
+    since: float
 
 
 class Splunk:
@@ -76,24 +82,17 @@ class Splunk:
         self._constants = constants
         self._client = client
         self._base = f"{given.url.rstrip('/')}/services/collector"
-        self._channel = ""
-        self._waiting: dict[bytes, int] = {}
+        self._waiting: dict[bytes, _Sent] = {}
 
     async def open(self) -> None:
         """Nothing to do: the first delivery connects."""
 
     async def deliver(self, batch: Batch) -> Result:
         """One request, and with acknowledgement as many questions as it takes. Raises SinkError."""
-        try:
-            if self._given.acknowledgement:
-                await self._acknowledged(batch)
-            else:
-                _checked(await self._send("/event", self._body(batch)))
-        except SinkError:
-            # A collector that was restarted counts from 0 again: a number of before could mean another request.
-            self._channel = ""
-            self._waiting.clear()
-            raise
+        if self._given.acknowledgement:
+            await self._acknowledged(batch)
+        else:
+            _checked(await self._send("/event", self._body(batch)))
         return TAKEN
 
     async def close(self) -> None:
@@ -101,30 +100,36 @@ class Splunk:
         await self._client.close()
 
     async def _acknowledged(self, batch: Batch) -> None:
-        """After a timeout the same events are asked about, not sent, again."""
-        self._channel = self._channel or str(uuid.uuid4())
-        channel = self._channel
+        """After a timeout the same events are asked about, not sent, again; after too long they are sent again."""
         events = hashlib.blake2b("".join(batch.ids()).encode(), digest_size=16).digest()
-        number = self._waiting.get(events)
-        if number is None:
+        sent = self._waiting.pop(events, None)
+        if sent is None or time.monotonic() - sent.since > _PATIENCE:
+            channel = str(uuid.uuid4())
             said = _checked(await self._send("/event", self._body(batch), channel))
             if not isinstance(number := said.get("ackId"), int):
                 raise MisconfiguredError("the collector gives no acknowledgement; turn it on for the token")
-            self._remember(events, number)
-        question = msgspec.json.encode({"acks": [number]})
-        for poll in range(_MOST_POLLS):
-            said = _checked(await self._send("/ack", question, channel))
-            acks = said.get("acks")
-            if isinstance(acks, dict) and acks.get(str(number)) is True:
-                self._waiting.pop(events, None)
-                return
-            await asyncio.sleep(_POLLS[min(poll, len(_POLLS) - 1)])
-        raise UnreachableError("no indexer has acknowledged the events")
+            sent = _Sent(channel, number, time.monotonic())
+        try:
+            await self._answered(sent)
+        except asyncio.CancelledError:
+            self._remember(events, sent)
+            raise
 
-    def _remember(self, events: bytes, number: int) -> None:
+    async def _answered(self, sent: _Sent) -> None:
+        """Ask until an indexer has the events. Raises SinkError: the collector may know nothing of them any more."""
+        question = msgspec.json.encode({"acks": [sent.number]})
+        for wait in itertools.chain(_POLLS, itertools.repeat(_POLLS[-1])):
+            acks = _checked(await self._send("/ack", question, sent.channel)).get("acks")
+            if isinstance(acks, dict) and acks.get(str(sent.number)) is True:
+                return
+            if time.monotonic() - sent.since > _PATIENCE:
+                raise UnreachableError("no indexer has acknowledged the events")
+            await asyncio.sleep(wait)
+
+    def _remember(self, events: bytes, sent: _Sent) -> None:
         while len(self._waiting) >= _MOST_WAITING:
             del self._waiting[next(iter(self._waiting))]
-        self._waiting[events] = number
+        self._waiting[events] = sent
 
     async def _send(self, path: str, body: bytes, channel: str | None = None) -> Answer:
         headers = {"Authorization": f"Splunk {secret(self._given.token)}", "Content-Type": "application/json"}
@@ -146,8 +151,8 @@ class Splunk:
         return b"\n".join(events)
 
 
-_MOST_POLLS: Final = 300
-"""As many seconds: what Splunk advises to wait before sending again."""
+_PATIENCE: Final = 300.0
+"""Seconds that Splunk advises to wait before sending again."""
 _MOST_WAITING: Final = 64
 
 _BUSY: Final = frozenset({9, 18, 19, 20, 23, 26, 27})
