@@ -92,20 +92,21 @@ def test_documents_fare_one_by_one(tmp_path: Path) -> None:
         "3": (503, "unavailable_shards_exception", "primary shard is not active"),
         "4": (403, "cluster_block_exception", "index [x] blocked by: [FORBIDDEN/12/index read-only]"),
         "5": (400, "illegal_argument_exception", "pipeline with id [geo] does not exist"),
+        "8": (400, "illegal_argument_exception", "no write index is defined for alias [x]. The write index may be"),
         "6": (400, "index_closed_exception", "closed"),
     }
     double = Elasticsearch(lambda document: verdicts.get(document["objectRef"]["name"]))
     results: list[Result] = []
 
     async def test(sink: Sink) -> None:
-        results.append(await sink.deliver(batch(*range(8))))
+        results.append(await sink.deliver(batch(*range(9))))
 
     against(double, tmp_path, test)
     (result,) = results
     assert [(each.at, each.reason) for each in result.refused] == [
         (1, "status 400: document_parsing_exception, field code")
     ]
-    assert list(result.retry) == [2, 3, 4, 5, 6]
+    assert list(result.retry) == [2, 3, 4, 5, 6, 8]
     assert result.reason == "status 429: es_rejected_execution_exception"
     assert double.taken == [batch(0, 7).items[at].audit_id for at in (0, 1)]
 

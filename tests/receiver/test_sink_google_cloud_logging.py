@@ -7,11 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults import FaultyServer
+from faults import FaultyServer, status
 from google_double import GoogleCloudLogging, account_key
 from sink_cases import batch, credential, made
 
-from audit_operator.receiver.sinks import TAKEN, Result, Sink, UnauthorizedError
+from audit_operator.receiver.sinks import (
+    TAKEN,
+    MisconfiguredError,
+    RefusedError,
+    Result,
+    Sink,
+    SinkError,
+    TooLargeError,
+    UnauthorizedError,
+)
 
 
 def against(
@@ -80,6 +89,28 @@ def test_an_entry_too_large_for_google_is_refused_alone(tmp_path: Path) -> None:
         assert not result.retry
 
     against(GoogleCloudLogging(), tmp_path, test)
+
+
+@pytest.mark.parametrize(
+    ("message", "error"),
+    [
+        ("Invalid resource name; projects/nope/logs/x", MisconfiguredError),
+        ("Request payload size exceeds the limit: 10485760 bytes.", TooLargeError),
+        ("Invalid JSON payload received. Message too deep. Max recursion depth reached", RefusedError),
+    ],
+)
+def test_a_wrong_setting_costs_no_event(message: str, error: type[SinkError], tmp_path: Path) -> None:
+    async def run() -> None:
+        double = GoogleCloudLogging()
+        async with FaultyServer(double.answer) as server:
+            sink = made(tmp_path, googleCloudLogging=double.spec(server.url, tmp_path), tls={"caBundle": server.ca})
+            server.fail(status(400, json.dumps({"error": {"code": 400, "message": message}}).encode()))
+            with pytest.raises(error) as caught:
+                await sink.deliver(batch(1, 2))
+            assert type(caught.value) is error
+            await sink.close()
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize(

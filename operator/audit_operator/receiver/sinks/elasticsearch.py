@@ -176,7 +176,11 @@ _PASSES: Final = frozenset(
 )
 """Errors with status 400 that are not about the document: somebody can correct them, and it costs no event."""
 
-_NO_PIPELINE: Final = re.compile(r"pipeline with id \[[^]]*\] does not exist")
+_SETTINGS: Final = {
+    "no such pipeline": re.compile(r"pipeline with id \[[^]]*\] does not exist"),
+    "the alias has no write index": re.compile(r"no write index is defined for alias"),
+}
+"""What is said of settings -> where it is an illegal_argument_exception, which is otherwise about the document."""
 _FIELD: Final = re.compile(r"(?:field|object mapping for) \[([A-Za-z0-9_@./-]{1,200})\]")
 """Where a reason names the field; the rest of it may quote the event."""
 
@@ -218,9 +222,13 @@ def _passing(outcome: _Outcome) -> SinkError | None:
     if status in (401, 403):
         # 403 is also a cluster_block_exception: an index is read-only, as on a full disk.
         return UnauthorizedError(_told(outcome))
-    if status == 404 or cause.type in _PASSES or _NO_PIPELINE.search(cause.reason):
+    if status == 404 or cause.type in _PASSES or _setting(cause):
         return MisconfiguredError(_told(outcome))
     return None
+
+
+def _setting(cause: _Cause) -> str:
+    return next((told for told, reason in _SETTINGS.items() if reason.search(cause.reason)), "")
 
 
 def _told(outcome: _Outcome) -> str:
@@ -228,7 +236,8 @@ def _told(outcome: _Outcome) -> str:
     cause = outcome.error or _Cause()
     kinds = [kind for kind in (cause.type, cause.caused_by.type if cause.caused_by else "") if _WORD.fullmatch(kind)]
     field = _FIELD.search(cause.reason)
-    about = f", field {field[1]}" if field else ", no such pipeline" if _NO_PIPELINE.search(cause.reason) else ""
+    about = _setting(cause) or (f"field {field[1]}" if field else "")
+    about = about and f", {about}"
     return f"status {outcome.status}: {', '.join(kinds) or 'no reason given'}{about}"
 
 

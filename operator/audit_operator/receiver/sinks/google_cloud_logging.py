@@ -18,11 +18,15 @@ from google.oauth2.service_account import Credentials as ServiceAccount
 from audit_operator.receiver.sinks import (
     TAKEN,
     Batch,
+    MisconfiguredError,
     Refusal,
+    RefusedError,
     Result,
     SecretFile,
     Settings,
+    SinkError,
     Surroundings,
+    TooLargeError,
     UnauthorizedError,
     UnreachableError,
     secret,
@@ -95,6 +99,8 @@ class GoogleCloudLogging:
         if (partial := _partial(answer)) is not None:
             return _result(partial, len(entries))
         if error := error_of(answer):
+            if isinstance(error, RefusedError):
+                raise _of_request(error, answer)
             raise error
         if not answer.body.lstrip().startswith(b"{"):
             raise UnreachableError(f"HTTP {answer.status}, but no answer of the logging API")
@@ -185,6 +191,17 @@ def _partial(answer: Answer) -> dict[int, tuple[int, str]] | None:
     except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError):
         pass
     return None
+
+
+_TOO_LARGE: Final = re.compile(rb"(?i)payload size|too large")
+_ENTRIES: Final = re.compile(rb"(?i)entries|json payload|recursion|too deep|nest")
+
+
+def _of_request(error: RefusedError, answer: Answer) -> SinkError:
+    """What a refusal of the request as a whole is about: an entry that cannot even be read, or the sink's settings."""
+    if isinstance(error, TooLargeError) or _TOO_LARGE.search(answer.body):
+        return TooLargeError(str(error))
+    return error if _ENTRIES.search(answer.body) else MisconfiguredError(str(error))
 
 
 def _result(partial: dict[int, tuple[int, str]], count: int) -> Result:
