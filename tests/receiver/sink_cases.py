@@ -1,7 +1,9 @@
 """What tests of sinks share: programs as render makes them, batches, and the surroundings of a receiver."""
 
 import asyncio
+import contextlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,18 @@ def batch(*numbers: int, size: int = 0) -> Batch:
     """A batch of these events."""
     items = [item(number, size) for number in numbers]
     return Batch("prod", items, sum(len(each.data) for each in items))
+
+
+async def give_up(sink: Sink, events: Batch, reached: Callable[[], bool]) -> None:
+    """A delivery that is cancelled, as the worker's timeout does, once ``reached``."""
+    task = asyncio.create_task(sink.deliver(events))
+    while not reached():
+        assert not task.done()
+        await asyncio.sleep(0.005)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert task.cancelled()
 
 
 async def insist(sink: Sink, events: Batch, *, limit: float = 5.0) -> dict[int, str]:

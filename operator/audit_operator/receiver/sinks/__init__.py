@@ -18,7 +18,8 @@ What the worker promises a sink (`delivery.py`):
 
 What a sink promises the worker: to raise nothing but `SinkError` for what can be foreseen (anything else counts as
 `UnreachableError` and is logged as a bug), to keep no events between calls, and to bound what it reads of answers. It
-must not sleep or repeat on its own: waits are the worker's.
+must not sleep or repeat on its own: waits are the worker's. To wait for an acknowledgement that comes later is part
+of a delivery.
 
 Credentials are files that change under the receiver's feet: read them with `secret` at each use, keep no copy. A file
 that is missing or empty raises `UnauthorizedError`, which passes as soon as it is there.
