@@ -63,6 +63,15 @@ def namespace(name: str, **labels: str) -> Json:
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
 
 
+def holds(live: object, wanted: object) -> bool:
+    """Whether everything that is ``wanted`` is there as it is wanted, whatever else is."""
+    if isinstance(wanted, dict):
+        return isinstance(live, dict) and all(key in live and holds(live[key], wanted[key]) for key in wanted)
+    if isinstance(wanted, list):
+        return isinstance(live, list) and len(live) == len(wanted) and all(map(holds, live, wanted))
+    return live == wanted
+
+
 class Cluster:
     """Calls to the API server as the tests' user."""
 

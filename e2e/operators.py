@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -76,9 +76,11 @@ def must(answer: Any) -> Json:
 
 
 class Operator:
-    """A running operator."""
+    """A running operator. ``environment``: as its pod has it."""
 
-    def __init__(self, plane: ControlPlane, token: str, name: str, *options: str, namespace: str = NAMESPACE) -> None:
+    def __init__(
+        self, plane: ControlPlane, token: str, name: str, *options: str, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.name = name
         self.port = free_port()
         self.log = plane.folder / f"{name}.log"
@@ -86,18 +88,21 @@ class Operator:
             str(Path(sys.executable).with_name("audit-operator")),
             "run",
             f"--kubeconfig={plane.kubeconfig(token)}",
-            f"--namespace={namespace}",
-            f"--identity={name}",
-            f"--listen=127.0.0.1:{self.port}",
-            "--image=registry.example/audit-operator:test",
             *options,
+            f"--listen=127.0.0.1:{self.port}",
         ]
+        self._environment = environment or {
+            "POD_NAME": name,
+            "POD_NAMESPACE": NAMESPACE,
+            "AUDIT_OPERATOR_IMAGE": "registry.example/audit-operator:test",
+        }
         self.process: subprocess.Popen[bytes]
         self.start()
 
     def start(self) -> None:
         with self.log.open("ab") as output:
-            environment = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
+            around = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
+            environment = around | self._environment
             self.process = subprocess.Popen(self._command, stdout=output, stderr=output, env=environment)
 
     def kill(self) -> None:
@@ -144,11 +149,11 @@ def running(
     token: str,
     name: str = "one",
     *options: str,
-    namespace: str = NAMESPACE,
+    environment: Mapping[str, str] | None = None,
     seconds: float = 30,
 ) -> Iterator[Operator]:
     """An operator that is ready."""
-    operator = Operator(plane, token, name, *options, namespace=namespace)
+    operator = Operator(plane, token, name, *options, environment=environment)
     try:
         wait_for(lambda: operator.get("/readyz")[0] == 200, f"{name} is ready", operator, seconds)
         yield operator

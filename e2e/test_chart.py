@@ -1,5 +1,6 @@
 """The chart with a real Helm on a real API server: install, upgrade, uninstall. No pod runs, none is waited for."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,11 +16,13 @@ import pytest
 import yaml
 
 import apiserver
+import clusters
 import operators
 
 Json = dict[str, Any]
 ROOT = Path(__file__).parents[1]
 CHART = ROOT / "charts" / "audit-operator"
+VALUES = {path.parent.name: path for path in (ROOT / "tests" / "chart" / "cases").glob("*/values.yaml")}
 PREVIOUS = sorted((Path(__file__).parent / "charts").glob("*.tgz"))
 """Charts as they were, by version: what people upgrade from."""
 
@@ -27,6 +30,16 @@ NAMESPACE = "chart-e2e"
 OURS = "/apis/audit-operator.dev/v1alpha1"
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 KINDS = ("auditbackends", "auditpolicies", "auditsinks")
+
+CORE = f"/api/v1/namespaces/{NAMESPACE}"
+DEPLOYMENT = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/audit-operator"
+LEASE = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/audit-operator"
+PATHS = (
+    f"{OURS}/auditbackends/default",
+    DEPLOYMENT,
+    LEASE,
+    "/apis/rbac.authorization.k8s.io/v1/clusterroles/audit-operator",
+)
 
 # What API servers, and controllers where there are any, make by themselves. Leases are looked at in our namespace only.
 NOT_OURS = {"endpoints", "endpointslices", "events", "leases", "apiservices", "customresourcedefinitions"}
@@ -53,7 +66,7 @@ class Helm:
     """Helm and kubectl at one API server."""
 
     def __init__(self, helm: str, kubectl: str, folder: Path, api: apiserver.ApiServer) -> None:
-        self.helm, self.kubectl, self.api = helm, kubectl, api
+        self.helm, self.kubectl_path, self.api = helm, kubectl, api
         config = {
             "apiVersion": "v1",
             "kind": "Config",
@@ -85,13 +98,29 @@ class Helm:
     def uninstall(self) -> str:
         return self.run("uninstall", "audit-operator", "-n", NAMESPACE)
 
+    def kubectl(self, *arguments: str, text: str = "") -> str:
+        command = [self.kubectl_path, *arguments]
+        done = subprocess.run(
+            command, input=text, env=self.environment, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
     def apply_crds(self, chart: Path) -> None:
         """As the chart's refusal says."""
-        command = [self.kubectl, "apply", "--server-side", "--force-conflicts", "-f", "-"]
-        definitions = self.run("show", "crds", chart)
-        subprocess.run(
-            command, input=definitions, env=self.environment, capture_output=True, text=True, timeout=60, check=True
-        )
+        self.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", text=self.run("show", "crds", chart))
+
+    def kubectl_apply(self, document: Json, *options: str) -> Json:
+        """As Argo CD does; what comes of it."""
+        manager = ("--server-side", "--field-manager=argocd-controller", "--show-managed-fields", "-o", "json")
+        applied: Json = json.loads(self.kubectl("apply", *manager, *options, "-f", "-", text=json.dumps(document)))
+        return applied
+
+    def kubectl_get(self, document: Json) -> Json:
+        listed = json.loads(self.kubectl("get", "-f", "-", "-o", "json", text=json.dumps(document)))
+        (found,) = listed["items"]
+        live: Json = found
+        return live
 
 
 @pytest.fixture
@@ -179,39 +208,100 @@ def test_one_command_installs_everything_and_one_leaves_nothing_behind_but_crds(
     assert definitions(helm.api) == {f"{kind}.audit-operator.dev" for kind in KINDS}
 
 
+@pytest.fixture
+def garbage_collector(plane: apiserver.ControlPlane) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(plane.controller_manager())
+        except LookupError as missing:
+            pytest.skip(str(missing))
+        yield
+
+
+def as_a_pod_has_it(container: Json, name: str) -> dict[str, str]:
+    """The environment that a kubelet would give the container."""
+    fields = {"metadata.name": name, "metadata.namespace": NAMESPACE}
+    return {
+        entry["name"]: entry["value"] if "value" in entry else fields[entry["valueFrom"]["fieldRef"]["fieldPath"]]
+        for entry in container["env"]
+    }
+
+
+@pytest.mark.usefixtures("garbage_collector")
 def test_the_operator_works_with_what_the_chart_grants_and_goes_without_a_trace(
-    helm: Helm, plane: apiserver.ControlPlane
+    helm: Helm, plane: apiserver.ControlPlane, tmp_path: Path
 ) -> None:
     """The process as the Deployment would start it: its service account, its arguments, its environment."""
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
     helm.api.apply(f"/api/v1/namespaces/{NAMESPACE}", namespace)
+    before = everything(helm.api)
+    helm.install(CHART)
+    pod = get(helm.api, DEPLOYMENT)["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    (folder,) = (each["mountPath"] for each in container["volumeMounts"] if each["name"] == "logging")
+    (logging,) = (each["configMap"]["name"] for each in pod["volumes"] if each["name"] == "logging")
+
+    def mount() -> None:
+        """As a kubelet does."""
+        for name, text in get(helm.api, f"{CORE}/configmaps/{logging}")["data"].items():
+            (tmp_path / name).write_text(text)
+
+    mount()
+    arguments = [each.replace(folder, str(tmp_path)) for each in container["args"][1:]]
+    environment = as_a_pod_has_it(container, "audit-operator-0")
+    token = operators.token_of(helm.api, NAMESPACE)
+    with operators.running(plane, token, "pod", *arguments, environment=environment) as operator:
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            assert operator.get(container[probe]["httpGet"]["path"])[0] == 200, probe
+        policy = {"apiVersion": "audit-operator.dev/v1alpha1", "kind": "AuditPolicy", "metadata": {"name": "first"}}
+        path = f"{OURS}/namespaces/{NAMESPACE}/auditpolicies/first"
+        assert helm.api.apply(path, policy | {"spec": {"preset": "CIS"}}).ok
+        operators.wait_for(
+            lambda: operators.condition(get(helm.api, path), "Ready").get("status") == "True", "Ready", operator
+        )
+        assert "secrets" in get(helm.api, f"{CORE}/configmaps/audit-apiserver")["data"]["policy.yaml"]
+        receivers = get(helm.api, f"/apis/apps/v1/namespaces/{NAMESPACE}/statefulsets/audit-receiver")
+        images = {each["image"] for each in receivers["spec"]["template"]["spec"]["containers"]}
+        assert images == {container["image"]}
+        assert get(helm.api, LEASE)["spec"]["holderIdentity"] == "audit-operator-0"
+
+        helm.upgrade(CHART, "--set", "log.level=debug")
+        mount()
+        operators.wait_for(lambda: "log level is now debug" in operator.log.read_text(), "the new level", operator)
+        assert get(helm.api, DEPLOYMENT)["metadata"]["generation"] == 1
+        assert "forbidden" not in operator.log.read_text()
+
+        # As with a real uninstall: the pod outlives its rights and the AuditBackend for a while.
+        helm.uninstall()
+        time.sleep(3)
+    assert helm.api.request("DELETE", path).ok
+    apiserver.eventually(lambda: everything(helm.api) == before, 60)
+
+
+@pytest.mark.parametrize("case", ["defaults", "everything", "tenants"])
+def test_what_the_chart_renders_is_what_the_cluster_then_has(helm: Helm, case: str) -> None:
+    """No perpetual diff in Argo CD, which renders charts and applies what comes out."""
+    options = ("-n", NAMESPACE, "--include-crds", "--values", VALUES[case])
+    rendered = helm.run("template", "audit-operator", CHART, *options)
+    documents = [each for each in yaml.safe_load_all(rendered) if each and each["kind"] != "ServiceMonitor"]
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
     try:
-        manager = plane.controller_manager()
-        manager.__enter__()
-    except LookupError as missing:
-        pytest.skip(str(missing))
-    try:
-        before = everything(helm.api)
-        helm.install(CHART)
-        (container,) = get(helm.api, PATHS[1])["spec"]["template"]["spec"]["containers"]
-        arguments = [each for each in container["args"][1:] if not each.startswith(("--listen", "--log-level-file"))]
-        token = operators.token_of(helm.api, NAMESPACE)
-        with operators.running(plane, token, "pod", *arguments, namespace=NAMESPACE) as operator:
-            policy = {"apiVersion": "audit-operator.dev/v1alpha1", "kind": "AuditPolicy", "metadata": {"name": "first"}}
-            path = f"{OURS}/namespaces/{NAMESPACE}/auditpolicies/first"
-            assert helm.api.apply(path, policy | {"spec": {"preset": "CIS"}}).ok
-            operators.wait_for(
-                lambda: operators.condition(get(helm.api, path), "Ready").get("status") == "True", "Ready", operator
-            )
-            assert helm.api.request("GET", f"/api/v1/namespaces/{NAMESPACE}/configmaps/audit-apiserver").ok
-            assert "forbidden" not in operator.log.read_text()
-            # As with a real uninstall: the pod outlives its rights and the AuditBackend for a while.
-            helm.uninstall()
-            time.sleep(3)
-        assert helm.api.request("DELETE", path).ok
-        apiserver.eventually(lambda: everything(helm.api) == before, 60)
+        for document in (namespace, *documents):
+            helm.kubectl_apply(document)
+            if document["kind"] == "CustomResourceDefinition":
+                helm.kubectl("wait", "--for=condition=Established", f"crd/{document['metadata']['name']}")
+        for document in documents:
+            live, synced = helm.kubectl_get(document), helm.kubectl_apply(document, "--dry-run=server")
+            for each in (live, synced):
+                each.pop("status", None)
+                each["metadata"].pop("managedFields", None)
+            assert synced == live, document["kind"]
+            # Without ServerSideDiff. Argo CD knows how Kubernetes' own kinds are spelled, and nothing of ours.
+            if document["kind"] == "AuditBackend":
+                assert clusters.holds(live, document)
     finally:
-        manager.__exit__(None, None, None)
+        for document in documents:
+            helm.kubectl("delete", "--ignore-not-found", "--wait=false", "-f", "-", text=json.dumps(document))
 
 
 def test_an_uninstalled_release_comes_back_under_another_name_and_finds_the_policies(helm: Helm) -> None:
@@ -237,23 +327,14 @@ def test_installing_again_changes_nothing(helm: Helm) -> None:
     }
 
 
-PATHS = (
-    f"{OURS}/auditbackends/default",
-    f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/audit-operator",
-    f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/audit-operator",
-    "/apis/rbac.authorization.k8s.io/v1/clusterroles/audit-operator",
-)
-
-
 def test_an_upgrade_keeps_the_lease_that_a_running_operator_holds(helm: Helm) -> None:
     helm.install(CHART)
-    path = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/audit-operator"
-    held = get(helm.api, path) | {"spec": {"holderIdentity": "audit-operator-0", "leaseDurationSeconds": 15}}
-    assert helm.api.request("PUT", path, held).ok
+    held = get(helm.api, LEASE) | {"spec": {"holderIdentity": "audit-operator-0", "leaseDurationSeconds": 15}}
+    assert helm.api.request("PUT", LEASE, held).ok
 
     helm.upgrade(CHART, "--set", "labels.team=platform")
 
-    lease = get(helm.api, path)
+    lease = get(helm.api, LEASE)
     assert lease["spec"]["holderIdentity"] == "audit-operator-0"
     assert lease["metadata"]["labels"]["team"] == "platform"
 
@@ -261,21 +342,20 @@ def test_an_upgrade_keeps_the_lease_that_a_running_operator_holds(helm: Helm) ->
 def test_an_upgrade_waits_for_the_crds_and_then_goes_through(helm: Helm, tmp_path: Path) -> None:
     """Helm does not upgrade crds/, and an API server drops fields that its CRD does not know."""
     helm.install(older(tmp_path))
-    deployment = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/audit-operator"
-    before = get(helm.api, deployment)["metadata"]["resourceVersion"]
+    before = get(helm.api, DEPLOYMENT)["metadata"]["resourceVersion"]
     backend = get(helm.api, f"{OURS}/auditbackends/default")["metadata"]["uid"]
 
     refusal = helm.upgrade(CHART, ok=False)
     assert "helm show crds" in refusal
-    assert get(helm.api, deployment)["metadata"]["resourceVersion"] == before
+    assert get(helm.api, DEPLOYMENT)["metadata"]["resourceVersion"] == before
 
     helm.apply_crds(CHART)
     helm.upgrade(CHART)
 
     assert get(helm.api, f"{OURS}/auditbackends/default")["metadata"]["uid"] == backend
-    assert helm.api.request("GET", f"/api/v1/namespaces/{NAMESPACE}/configmaps/gone").status == 404
+    assert helm.api.request("GET", f"{CORE}/configmaps/gone").status == 404
     assert helm.api.request("GET", f"/apis/policy/v1/namespaces/{NAMESPACE}/poddisruptionbudgets/audit-operator").ok
-    assert get(helm.api, deployment)["metadata"]["labels"]["helm.sh/chart"] != "audit-operator-0.0.9"
+    assert get(helm.api, DEPLOYMENT)["metadata"]["labels"]["helm.sh/chart"] != "audit-operator-0.0.9"
 
 
 @pytest.mark.parametrize("package", PREVIOUS, ids=[path.stem for path in PREVIOUS])

@@ -308,6 +308,26 @@ def test_without_a_backend_everything_says_so_and_nothing_is_made(cluster: Clust
     assert cluster.reached(policy("base"), "Stalled", "True")
 
 
+@pytest.mark.parametrize("propagation", ["Background", "Foreground"])
+def test_a_deleted_backend_takes_everything_along_and_nothing_comes_back(
+    cluster: Cluster, operator: Operator, plane: ControlPlane, propagation: str
+) -> None:
+    """Foreground is how Argo CD deletes: what is owned goes first, while the AuditBackend is still there."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(plane.controller_manager())
+        except LookupError as missing:
+            pytest.skip(str(missing))
+        cluster.apply(*SETUP)
+        wait_for(lambda: cluster.reached(SETUP[2]), "Ready", operator)
+        options = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": propagation}
+        must(cluster.api.request("DELETE", cluster.path(SETUP[0]), options))
+        wait_for(lambda: not cluster.children(), "all are gone", operator)
+        time.sleep(3)
+        assert cluster.children() == {}
+        assert cluster.reached(SETUP[2], "Ready", "False", "NoBackend")
+
+
 # --- what it survives ------------------------------------------------------------------------------------------------
 
 

@@ -38,15 +38,20 @@ def health(resource: Json) -> tuple[str, str]:
     return str(answer["status"]), str(answer["message"])
 
 
-def plan(*changes: Json, references: Any = None) -> Plan:
-    """What the example for Argo CD amounts to, with ``changes`` in the place of its documents of the same kind."""
-    documents = list(yaml.safe_load_all((ROOT / "examples/argocd/resources/audit.yaml").read_text()))
+def documents(*changes: Json) -> list[Json]:
+    """The example for Argo CD, with ``changes`` in the place of its documents of the same kind."""
     replaced = {change["kind"]: change for change in changes}
-    found = [replaced.get(document["kind"], document) for document in documents]
+    read = yaml.safe_load_all((ROOT / "examples/argocd/resources/audit.yaml").read_text())
+    found = [replaced.get(document["kind"], document) for document in read]
     for document in found:
         document["metadata"]["generation"] = 2
+    return found
+
+
+def plan(*changes: Json, references: Any = None) -> Plan:
+    """What that amounts to."""
     world = World(receiver_address=ReceiverAddress(cluster_ip="10.0.0.1"), references=references)
-    return render(Resources.of(map(load_resource, found)), world)
+    return render(Resources.of(map(load_resource, documents(*changes))), world)
 
 
 def state(**changes: Any) -> observed.State:
@@ -139,6 +144,18 @@ def test_what_is_not_valid_is_degraded(identity: Identity) -> None:
     resources = Resources.of([Invalid(identity=identity, problems=(problem,), generation=2)])
     status = next(each for each in render(resources, World()).statuses if each.identity == identity)
     assert health(written(status))[0] == "Degraded"
+
+
+def test_what_nobody_can_tell_yet_is_progressing_and_says_why() -> None:
+    """Ready is Unknown: what is recorded depends on an AuditBackend that is not valid."""
+    problem = Problem("spec", "is not valid", "x", "correct it")
+    resources = [each for each in documents() if each["kind"] != "AuditBackend"]
+    invalid = Invalid(identity=BACKEND, problems=(problem,), generation=2)
+    found = render(Resources.of([invalid, *map(load_resource, resources)]), World())
+    policy = written(next(each for each in found.statuses if each.identity == POLICY))
+    ready = next(each for each in policy["status"]["conditions"] if each["type"] == "Ready")
+    assert ready["status"] == "Unknown"
+    assert health(policy) == ("Progressing", ready["message"])
 
 
 def test_without_a_backend_policies_are_degraded() -> None:
