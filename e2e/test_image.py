@@ -6,6 +6,12 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+IMPORT_ALL = """
+import importlib, pkgutil, audit_operator
+for module in pkgutil.walk_packages(audit_operator.__path__, "audit_operator."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+"""
 DOCKERFILE = (ROOT / "operator" / "Dockerfile").read_text()
 
 
@@ -38,4 +44,6 @@ def test_what_the_dockerfile_installs_runs(tmp_path: Path) -> None:
     )
     assert "no cluster" in failed.stderr
     assert failed.returncode == 2
+    # And the receiver, whatever the sink.
+    subprocess.run([program.with_name("python"), "-c", IMPORT_ALL], cwd=tmp_path, check=True)
     assert not (target / "audit-operator" / "bin" / "pip").exists()
