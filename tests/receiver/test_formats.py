@@ -44,7 +44,7 @@ def test_there_are_golden_files() -> None:
 
 
 def test_audit_passes_byte_for_byte(recorded: list[bytes]) -> None:
-    as_recorded = formatter(sink_program(stdout={}))
+    as_recorded = formatter(sink_program(stdout={}), "prod")
     assert all(as_recorded(event) == event for event in recorded)
 
 
@@ -142,4 +142,4 @@ def test_an_event_without_bodies_says_so() -> None:
 def test_a_format_of_a_newer_version_is_refused() -> None:
     newer = msgspec.structs.replace(sink_program(stdout={}), format={"type": "CEF"})
     with pytest.raises(UnknownSinkError, match=r"audit-system/siem .stdout.: .*CEF"):
-        formatter(newer)
+        formatter(newer, "prod")

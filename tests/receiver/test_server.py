@@ -271,6 +271,7 @@ def test_health_and_metrics_are_plain(tmp_path: Path) -> None:
         await setup.post(ONE)
         await setup.post(b"7")
         await eventually(lambda: len(setup.lines()) == 1)
+        await eventually(lambda: setup.receiver.journal.logs["audit-system/siem"].backlog == 0)
         async with aiohttp.ClientSession() as session:
             for path, expected in (("/livez", 200), ("/readyz", 200), ("/audit", 404)):
                 async with session.get(setup.plain + path) as response:

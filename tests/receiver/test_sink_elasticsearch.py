@@ -57,7 +57,7 @@ def test_ecs_has_its_own_time(tmp_path: Path) -> None:
         async with FaultyServer(double.answer) as server:
             spec = double.spec(server.url, tmp_path)
             sink = made(tmp_path, elasticsearch=spec, tls={"caBundle": server.ca}, format={"type": "ECS"})
-            data = formatter(sink_program(stdout={}, format={"type": "ECS"}))(event.audit)
+            data = formatter(sink_program(stdout={}, format={"type": "ECS"}), "prod")(event.audit)
             await sink.deliver(Batch("prod", [msgspec.structs.replace(event, data=data)], len(data)))
             await sink.close()
             assert server.requests[0].body.count(b'"@timestamp"') == 1

@@ -203,7 +203,7 @@ class Worker:
         if not self._buffer:
             await self._fill()  # how long events wait is known then, even if the sink cannot be made or opened
         sink = self._make(self.program, self._surroundings)
-        self._format = formatter(self.program)
+        self._format = formatter(self.program, self._surroundings.cluster)
         running: set[asyncio.Task[None]] = set()
         try:
             await self._until_it_works(sink.open)

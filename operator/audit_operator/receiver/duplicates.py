@@ -7,9 +7,12 @@ if TYPE_CHECKING:
     import asyncio
 
 Key = int
-"""128 bits of (API server, auditID, stage, stageTimestamp). str hashes are keyed per process, so that no client can
-look for two events with one key; with a million events in the window the chance that two share one is 10⁻²⁷.
+"""128 bits: the `Moment`, then the event's bytes, which API servers repeat as they were. Hashes of str and bytes are
+keyed per process, so that no client can look for two events with one key.
 """
+
+Moment = int
+"""64 bits of (API server, auditID, stage, stageTimestamp)."""
 
 _GENERATION: Final = 1 << 18
 """Events, twice that many are remembered: three API servers at their ceiling send so many in 22 to 44 s, and the first
@@ -22,9 +25,19 @@ receiver had not answered yet.
 """
 
 
-def key(server: str, audit_id: str, stage: str, timestamp: str) -> Key:
-    """What tells an event from all others. auditID alone does not: clients choose it."""
-    return ((hash(audit_id) & 0xFFFFFFFFFFFFFFFF) << 64) | (hash((server, stage, timestamp)) & 0xFFFFFFFFFFFFFFFF)
+_64_BITS: Final = 0xFFFFFFFFFFFFFFFF
+
+
+def moment(server: str, audit_id: str, stage: str, timestamp: str) -> Moment:
+    """What nearly tells an event from all others. auditID alone does not: clients choose it, and who sends enough pairs
+    of requests with one auditID has two in one microsecond in the end.
+    """
+    return hash((server, audit_id, stage, timestamp)) & _64_BITS
+
+
+def key(moment: Moment, event: bytes) -> Key:
+    """What tells an event from all others."""
+    return (moment << 64) | (hash(event) & _64_BITS)
 
 
 class Duplicates:
@@ -33,7 +46,8 @@ class Duplicates:
     def __init__(self) -> None:
         self._young: set[Key] = set()
         self._old: set[Key] = set()
-        self._held: dict[Key, frozenset[str]] = {}
+        # By moment: a log has what its sink gets of an event, and that is less than what came.
+        self._held: dict[Moment, frozenset[str]] = {}
         self.pending: dict[Key, asyncio.Future[bool]] = {}
         """Being written: the future says whether it was."""
 
@@ -41,13 +55,13 @@ class Duplicates:
         """Whether all sinks' logs have it."""
         return key in self._young or key in self._old
 
-    def held(self, key: Key) -> frozenset[str]:
+    def held(self, moment: Moment) -> frozenset[str]:
         """The sinks whose logs have it, although it was not answered for."""
-        return self._held.get(key, frozenset()) if self._held else frozenset()
+        return self._held.get(moment, frozenset()) if self._held else frozenset()
 
-    def hold(self, keys: Iterable[Key], sink: str) -> None:
+    def hold(self, moments: Iterable[Moment], sink: str) -> None:
         """They are in this sink's log, whatever became of the others."""
-        for each in keys:
+        for each in moments:
             if len(self._held) >= _HALF_HELD:
                 self._held.clear()
             self._held[each] = self.held(each) | {sink}
@@ -59,4 +73,4 @@ class Duplicates:
         self._young.update(keys)
         if self._held:
             for each in keys:
-                self._held.pop(each, None)
+                self._held.pop(each >> 64, None)

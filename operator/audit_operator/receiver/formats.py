@@ -25,7 +25,7 @@ class _Format(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_
     bodies: Literal["Object", "String"] = "Object"
 
 
-def formatter(program: SinkProgram, cluster: str = "") -> Formatter:
+def formatter(program: SinkProgram, cluster: str) -> Formatter:
     """What makes the sink's events; ``cluster``: the name that ECS and OCSF events carry. Raises UnknownSinkError for a
     format that this version does not have.
     """

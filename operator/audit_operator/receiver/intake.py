@@ -15,7 +15,7 @@ from audit_operator.policy.model import STAGES, Level
 from audit_operator.policy.request import request_of
 from audit_operator.receiver.cutting import Cut, cut
 from audit_operator.receiver.deciding import Deciding, Plan
-from audit_operator.receiver.duplicates import Duplicates, Key, key
+from audit_operator.receiver.duplicates import Duplicates, Key, key, moment
 from audit_operator.receiver.journal import AppendError, Blocks, Entry, Journal, blocks
 from audit_operator.receiver.metrics import Metrics
 from audit_operator.receiver.quarantine import MALFORMED, FullError, Held, Quarantine, malformed
@@ -140,7 +140,9 @@ class Intake:
             try:
                 event = decode(item)
                 recorded = _recorded(event)
-                name = key(server, event.audit_id, event.stage, event.stage_timestamp)
+                raw = bytes(item)
+                when = moment(server, event.audit_id, event.stage, event.stage_timestamp)
+                name = key(when, raw)
                 if name in pending or taken(name):
                     if (other := pending.get(name, ours)) is not ours:
                         gathered.waits.add(other)
@@ -151,9 +153,7 @@ class Intake:
                 request = request_of(event)
                 plan = deciding.plan(request, event.stage, recorded)
                 forms = []
-                held = duplicates.held(name)
-                # Most events reach no sink: their bytes are never copied.
-                raw = bytes(item) if plan.routes else b""
+                held = duplicates.held(when)
                 for wanted, sinks in plan.routes:
                     open_ = [sink for sink in sinks if sink not in full and sink not in held]
                     for sink in sinks:
@@ -201,7 +201,7 @@ class Intake:
             # What was written is remembered, so that the repetition does not reach those sinks twice.
             for sink in parts:
                 if sink not in error.failed:
-                    self._duplicates.hold(gathered.keys_of[sink], sink)
+                    self._duplicates.hold([each >> 64 for each in gathered.keys_of[sink]], sink)
             raise BusyError(str(error)) from None
         for sink, entries in gathered.entries.items():
             self._metrics.journaled.labels(sink).inc(len(entries))

@@ -17,7 +17,7 @@ import uvloop
 
 from audit_operator.receiver.certificates import Certificates
 from audit_operator.receiver.delivery import Kept
-from audit_operator.receiver.duplicates import Duplicates, key
+from audit_operator.receiver.duplicates import Duplicates, moment
 from audit_operator.receiver.intake import Intake
 from audit_operator.receiver.journal import Journal, LockedError
 from audit_operator.receiver.metrics import Metrics
@@ -140,7 +140,7 @@ class Receiver:
                 logger.info("%s: %d events wait", name, log.backlog)
             for stored in log.recent(_RECENT):
                 entry = stored.entry
-                self.duplicates.hold([key(stored.server, entry.audit_id, entry.stage, entry.timestamp)], name)
+                self.duplicates.hold([moment(stored.server, entry.audit_id, entry.stage, entry.timestamp)], name)
 
     async def _every(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         while True:
