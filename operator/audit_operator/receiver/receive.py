@@ -26,8 +26,9 @@ from audit_operator.receiver.quarantine import Quarantine
 from audit_operator.receiver.running import Running, name_of
 from audit_operator.receiver.server import Parts, Server
 from audit_operator.receiver.sinks import Surroundings
-from audit_operator.receiver.status import encoded, status
+from audit_operator.receiver.status import status
 from audit_operator.render.program import CLAIMS_DIRECTORY
+from audit_operator.render.report import encoded
 
 logger = logging.getLogger(__name__)
 

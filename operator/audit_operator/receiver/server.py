@@ -23,15 +23,11 @@ from audit_operator.receiver.intake import BodyError, BusyError, Intake
 from audit_operator.receiver.metrics import Metrics
 from audit_operator.receiver.programs import LARGEST, ProgramError, Programs
 from audit_operator.receiver.running import Running
+from audit_operator.render.report import OPERATOR_NAME, PROGRAM_PATH, STATUS_PATH
 
 logger = logging.getLogger(__name__)
 
-OPERATOR: Final = "audit-operator"
-"""Common name of the certificate that may push programs and read the status. All others are API servers."""
-
 AUDIT: Final = "/audit"
-PROGRAM: Final = "/program"
-STATUS: Final = "/status"
 
 _CONNECTIONS: Final = 1000
 """Together; an API server holds some tens. Each costs about 50 kB. More wait in the kernel's queue."""
@@ -296,20 +292,20 @@ class Server:
     async def _routed(self, request: web.BaseRequest, name: str) -> web.Response:
         if not name:
             return _text(403, "the certificate has no common name, by which API servers are told apart")
-        wanted = {AUDIT: "POST", PROGRAM: "PUT", STATUS: "GET"}.get(request.path)
+        wanted = {AUDIT: "POST", PROGRAM_PATH: "PUT", STATUS_PATH: "GET"}.get(request.path)
         if wanted is None:
-            return _text(404, f"there are {AUDIT}, {PROGRAM} and {STATUS}")
+            return _text(404, f"there are {AUDIT}, {PROGRAM_PATH} and {STATUS_PATH}")
         if request.method != wanted:
             return _text(405, f"{request.path} takes {wanted}", Allow=wanted)
-        if (request.path == AUDIT) == (name == OPERATOR):
+        if (request.path == AUDIT) == (name == OPERATOR_NAME):
             return _text(403, f"{request.path} is not for a certificate of {name}")
-        if request.path == STATUS:
+        if request.path == STATUS_PATH:
             return web.Response(body=self._status(), content_type="application/json")
         if request.content_type != "application/json":
             return _text(415, "send application/json")
         if request.headers.get("Content-Encoding", "identity") != "identity":
             return _text(415, "send it uncompressed")
-        return await (self._program(request) if request.path == PROGRAM else self._events(request, name))
+        return await (self._program(request) if request.path == PROGRAM_PATH else self._events(request, name))
 
     async def _events(self, request: web.BaseRequest, server: str) -> web.Response:
         running = self._running

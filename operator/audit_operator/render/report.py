@@ -1,0 +1,95 @@
+"""What the operator and its receivers say to each other: who may, where, and what a receiver reports of itself.
+
+The other half is the program (see `program`), which the operator sends to `PROGRAM_PATH`.
+"""
+
+from typing import Final
+
+import msgspec
+
+OPERATOR_NAME: Final = "audit-operator"
+"""Common name of the certificate that may push programs and read the status. All others are API servers."""
+
+PROGRAM_PATH: Final = "/program"
+STATUS_PATH: Final = "/status"
+
+SCHEMA: Final = "status.receiver.audit-operator.dev/v1"
+
+
+class _Wire(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """camelCase. While versions change, one side is older: what it does not know is ignored, what it does not say has a
+    default.
+    """
+
+
+class ProgramStatus(_Wire, frozen=True):
+    """``hash``: `text_hash` of the program in force, empty for none. ``refused``: why the newer one ``refused_hash``
+    does not run.
+    """
+
+    hash: str = ""
+    source: str = ""
+    refused: str = ""
+    refused_hash: str = ""
+
+
+class SinkStatus(_Wire, frozen=True):
+    """One sink of the program.
+
+    ``state``: Delivering; Unreachable, Unauthorized, Throttled, Misconfigured, QuarantineFull or JournalError, since
+    ``since`` (seconds since the epoch), with ``message`` for a person. ``backlog_bytes`` of ``share_bytes`` wait in the
+    journal, the oldest for ``oldest_seconds``. Counters are since the start of the receiver: ``dropped`` never reached
+    the journal because the share was used up, ``dead_lettered`` the sink refused for good, ``damaged`` could not be
+    read back. ``dropping``: the share is used up now.
+    """
+
+    name: str
+    type: str = ""
+    state: str = ""
+    message: str = ""
+    since: float = 0.0
+    last_delivery: float | None = None
+    backlog_events: int = 0
+    backlog_bytes: int = 0
+    share_bytes: int = 0
+    oldest_seconds: float = 0.0
+    delivered: int = 0
+    retried: int = 0
+    dead_lettered: int = 0
+    dropped: int = 0
+    damaged: int = 0
+    dropping: bool = False
+
+
+class Status(_Wire, frozen=True):
+    """``ready``: events are taken; if not, ``why`` says why. ``servers``: API server -> stageTimestamp of its last
+    event. ``not_covered``: policy -> events recorded at a lower level than it asks for. ``orphans``: sinks that are in
+    the program no longer -> events that wait for them. ``quarantine``: sink or ``malformed`` -> bytes.
+    """
+
+    schema: str
+    receiver: str = ""
+    ready: bool = False
+    why: str = ""
+    program: ProgramStatus = ProgramStatus()
+    certificates: str = ""
+    journal_bytes: int = 0
+    journal_limit: int = 0
+    servers: dict[str, str] = {}
+    not_covered: dict[str, int] = {}
+    sinks: list[SinkStatus] = []
+    orphans: dict[str, int] = {}
+    quarantine: dict[str, int] = {}
+
+
+def encoded(status: Status) -> bytes:
+    """As JSON."""
+    return msgspec.json.encode(status)
+
+
+def decoded(text: bytes) -> Status:
+    """What a receiver answered. Raises ValueError if that is no status, or one of a version that nobody here knows."""
+    status = msgspec.json.decode(text, type=Status)
+    if status.schema != SCHEMA:
+        raise ValueError(f"it reports {status.schema}, not {SCHEMA}")
+    return status
