@@ -74,6 +74,7 @@ async def run(options: Options) -> int:
                 tasks.start(reconciler.watching.call_the_roll(cluster))
                 tasks.start(reconciler.children.watch(reconciler.is_served))
                 tasks.start(reconciler.references.poll())
+                tasks.start(reconciler.receivers.run())
                 tasks.start(leadership.run())
                 tasks.start(reconciler.run(leadership))
                 await stop.wait()

@@ -20,5 +20,7 @@ RESOURCES = Gauge("audit_operator_resources", "Custom resources by what their co
 CERTIFICATE_EXPIRY = Gauge(
     "audit_operator_certificate_expiry_timestamp_seconds", "When a certificate ends.", ["certificate"]
 )
+RECEIVERS = Gauge("audit_operator_receivers", "Receivers, by whether they answer the operator.", ["state"])
+PUSHES = Counter("audit_operator_program_pushes", "Programs pushed to receivers, by what became of them.", ["result"])
 LEADER = Gauge("audit_operator_leader", "1 on the replica that writes.")
 BUILD = Info("audit_operator_build", "The operator's version.")

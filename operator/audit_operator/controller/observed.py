@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from audit_operator.controller.children import Trouble
+from audit_operator.controller.reported import Conditions
 from audit_operator.render.exposure import RECEIVER
 from audit_operator.render.objects import Object
 from audit_operator.render.status import Condition, ResourceStatus, false, true, under_way, with_conditions
@@ -19,7 +20,8 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
 
     ``blocked``: nothing was made, and the AuditBackend's status says why. ``waiting``: for the address of the
     receivers' Service. ``troubles``: what could not be made. ``denied``: sinks that refer to what the operator may not
-    read, with the API server's words.
+    read, with the API server's words. ``receivers``: what receivers report of themselves; ``delivering``: of policies
+    and sinks.
     """
 
     backend: Identity
@@ -30,18 +32,27 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     receiver_ready: Condition | None
     certificates: Condition | None
     denied: Mapping[Identity, str]
+    receivers: tuple[Condition, ...] = ()
+    delivering: Conditions | None = None
 
     def of(self, identity: Identity) -> Iterator[Condition]:
         """The conditions of one resource."""
         if identity == self.backend:
             if not self.blocked:
                 yield self._applied()
-            yield from (each for each in (self.certificates, self.receiver_ready) if each is not None)
+            found = {each.type: each for each in (self.certificates, self.receiver_ready) if each is not None}
+            for each in self.receivers:
+                # What the cluster says of certificates and workload comes first, unless there is nothing wrong.
+                if each.type not in found or found[each.type].status == "True":
+                    found[each.type] = each
+            yield from found.values()
             return
         if identity in self.denied:
             said = f"the operator may not read what it refers to; grant it: {self.denied[identity]}"
             yield false("Configured", Refusal("Forbidden", said))
         yield self._published()
+        if self.delivering is not None:
+            yield from self.delivering.of(identity)
 
     def _applied(self) -> Condition:
         if self.troubles:

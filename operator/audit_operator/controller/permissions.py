@@ -56,6 +56,8 @@ PERMISSIONS: Final[tuple[Permission, ...]] = (
     Permission("monitoring.coreos.com", "servicemonitors", _CHILD, "root namespace"),
     Permission("networking.k8s.io", "networkpolicies", _CHILD, "root namespace"),
     Permission("policy", "poddisruptionbudgets", _CHILD, "root namespace"),
+    # Receivers' addresses, to push programs to them and to ask how they fare.
+    Permission("", "pods", ("get", "list", "watch"), "root namespace"),
     # Who writes. The chart makes the Lease; a deleted one must not be the end of it, and `create` knows no names.
     Permission("coordination.k8s.io", "leases", ("create",), "root namespace"),
     Permission("coordination.k8s.io", "leases", ("get", "update"), "root namespace", (LEASE,)),

@@ -12,8 +12,8 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
-from typing import Final, NamedTuple, Protocol
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 from msgspec.structs import replace
@@ -22,20 +22,23 @@ from audit_operator.controller import accepted, certificates, metrics, observed,
 from audit_operator.controller.children import Children, Ref, Trouble, digest
 from audit_operator.controller.cluster import OURS, ApiError, Cluster, Discovered, ResourceType
 from audit_operator.controller.election import NotLeadingError
+from audit_operator.controller.receivers import Credentials, Receivers, Target
 from audit_operator.controller.recorder import News, Recorder
 from audit_operator.controller.references import References
+from audit_operator.controller.reported import Conditions
 from audit_operator.controller.revisions import kept
 from audit_operator.controller.watching import Seen, Watching
 from audit_operator.policy.load import load_policy
 from audit_operator.policy.model import Policy
 from audit_operator.render.apiserver import APISERVER
 from audit_operator.render.exposure import RECEIVER, exposed
-from audit_operator.render.objects import encoded, new, owned
+from audit_operator.render.objects import encoded, new, owned, text_hash
 from audit_operator.render.plan import Plan, render
 from audit_operator.render.program import HASH_KEY, references
+from audit_operator.render.report import OPERATOR_NAME
 from audit_operator.render.status import Condition, ResourceStatus, with_conditions
-from audit_operator.render.tls import CLIENT_TLS, RECEIVER_TLS
-from audit_operator.render.workload import CREDENTIALS
+from audit_operator.render.tls import CLIENT_TLS, OPERATOR_TLS, RECEIVER_TLS
+from audit_operator.render.workload import CREDENTIALS, PROGRAM
 from audit_operator.render.world import Identity, ReceiverAddress, Resources, World, identity_of
 from audit_operator.resources.auditbackend import AuditBackend
 from audit_operator.resources.load import Resource
@@ -47,6 +50,7 @@ _PATIENCE: Final = 0.5  # … but no longer than this after the first
 _RESYNC: Final = 600.0  # seconds between passes that nothing calls for
 _LAST_RETRY: Final = 60.0
 _WRITERS: Final = 16  # statuses written at the same time
+_CLIENT_LIFETIME: Final = timedelta(days=1)  # of the operator's own certificate
 
 
 class Leadership(Protocol):
@@ -77,12 +81,16 @@ class Reconciler:
         self.watching = Watching(self.wake)
         self.children = Children(cluster, settings.namespace, self.wake)
         self.references = References(cluster, self.wake)
+        self.receivers = Receivers(cluster, settings.namespace, self._leads, self.wake)
         self._recorder = Recorder(cluster, settings.identity)
         self._leadership: Leadership
         self._memory: _Memory | None = None
         self._next: datetime | None = None
         self.busy_since: float | None = None
         """When the pass that runs now began, on the monotonic clock; for the liveness probe."""
+
+    def _leads(self) -> bool:
+        return self._leadership.leading()
 
     def wake(self) -> None:
         """Something changed: a pass is due."""
@@ -173,6 +181,7 @@ class Reconciler:
         if backend is None:
             plan = await asyncio.to_thread(render, resources, world)
             memory.last_good = in_force
+            await self.receivers.bring(None)
             stranded = [observed.without_backend(status) for status in plan.statuses]
             return await self._write_statuses(stranded, seen)
 
@@ -187,7 +196,15 @@ class Reconciler:
             about = identity_of(backend)
             for change in renewal.changes:
                 await self._recorder.record(about, seen[about].uid, News("Normal", "CertificatesRenewed", change))
-        state = await self._observe(plan, backend, renewal, troubles, self._denied(resources))
+        if plan.blocked or any(trouble.ref == Ref("ConfigMap", PROGRAM) for trouble in troubles):
+            found = self.receivers.report()
+        else:
+            found = await self.receivers.bring(await self._target(plan, backend, renewal, memory))
+        state = replace(
+            await self._observe(plan, backend, renewal, troubles, self._denied(resources)),
+            receivers=found.backend,
+            delivering=None if plan.blocked else Conditions(found, plan.program, self.receivers.earlier()),
+        )
         judged = [with_conditions(status, *state.of(status.identity)) for status in plan.statuses]
         return [*troubles, *await self._write_statuses(judged, seen)]
 
@@ -289,6 +306,31 @@ class Reconciler:
         memory.credentials = sources, self.children.live()[ref]["resourceVersion"]
         return None
 
+    async def _target(
+        self, plan: Plan, backend: AuditBackend, renewal: "certificates.Renewal | None", memory: "_Memory"
+    ) -> Target | None:
+        """What receivers are to run now, without waiting for their volumes; None without receivers."""
+        if not backend.spec.webhook.enabled:
+            return None
+        issued = self._issued(renewal, memory) if renewal is not None else None
+        return Target(
+            program=plan.program,
+            text=plan.program_text,
+            hash=text_hash(plan.program_text),
+            port=backend.spec.receiver.port,
+            server_name=plan.exposed.server_name,
+            credentials=issued or _read(await self.children.get(Ref("Secret", OPERATOR_TLS))),
+        )
+
+    def _issued(self, renewal: "certificates.Renewal", memory: "_Memory") -> Credentials:
+        """The operator's own certificate: in its memory only, for a day, replaced after half of it."""
+        now, authority = datetime.now(UTC), digest([renewal.certificates.ca, *sorted(renewal.authority.items())])
+        known = memory.client
+        if known is None or known[0] != authority or now - known[1] > _CLIENT_LIFETIME / 2:
+            certificate, key = certificates.issue_client(renewal.authority, OPERATOR_NAME, now, _CLIENT_LIFETIME)
+            known = memory.client = authority, now, Credentials(renewal.certificates.ca, certificate, key)
+        return known[2]
+
     # --- what is said ------------------------------------------------------------------------------------------------
 
     async def _observe(
@@ -377,9 +419,18 @@ class Reconciler:
 class _Memory(msgspec.Struct):
     """What one pass hands to the next; read from the cluster again after somebody else led.
 
-    ``credentials``: the sources and the Secret's version when they were last found equal.
+    ``credentials``: the sources and the Secret's version when they were last found equal. ``client``: the operator's
+    certificate, since when, and of which CA.
     """
 
     last_good: accepted.LastGood
     in_force: Policy | None
     credentials: tuple[str, str] | None = None
+    client: tuple[str, datetime, Credentials] | None = None
+
+
+def _read(secret: Mapping[str, Any] | None) -> Credentials | None:
+    """The operator's certificate as cert-manager made it; None as long as it has not."""
+    data = (secret or {}).get("data") or {}
+    texts = [base64.b64decode(data.get(key) or "").decode() for key in ("ca.crt", "tls.crt", "tls.key")]
+    return Credentials(*texts) if all(texts) else None

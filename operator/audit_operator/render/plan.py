@@ -78,6 +78,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     flags: Flags
     exposed: Exposed
     program: Program
+    program_text: str
     objects: tuple[Object, ...]
     credentials: tuple[Credential, ...]
     statuses: tuple[ResourceStatus, ...]
@@ -95,7 +96,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         files = {
             **self.server_files,
             **manifest_files(self.objects),
-            **({"receiver/program.json": encode(self.program)} if receives else {}),
+            **({"receiver/program.json": self.program_text} if receives else {}),
             **scripts,
             **status_files(self.statuses),
             "README.md": guide(
@@ -220,6 +221,7 @@ def render(resources: Resources, world: World) -> Plan:
         flags=flag_plan,
         exposed=reached,
         program=receiver_program,
+        program_text=program_text,
         objects=manifests,
         credentials=credentials(sinks) if webhook else (),
         statuses=tuple(statuses),

@@ -1,6 +1,7 @@
-"""How receivers and API servers know each other: two Secrets, or cert-manager's Certificates that fill them.
+"""How receivers, API servers and the operator know each other: Secrets, or cert-manager's Certificates that fill them.
 
-Both Secrets have the keys of type kubernetes.io/tls, and in ``ca.crt`` the CAs to trust the other side by.
+Where the operator has the CA it needs no Secret for itself. All have the keys of type kubernetes.io/tls, and in
+``ca.crt`` the CAs to trust the other side by.
 """
 
 import ipaddress
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from audit_operator.render.exposure import RECEIVER, Exposed
 from audit_operator.render.objects import Object, encoded, new
+from audit_operator.render.report import OPERATOR_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,6 +21,9 @@ RECEIVER_TLS: Final = f"{RECEIVER}-tls"
 """The Secret with the certificate that receivers present."""
 CLIENT_TLS: Final = "audit-apiserver-client"
 """The Secret with the certificate that API servers present; a control-plane node gets copies of its keys."""
+
+OPERATOR_TLS: Final = "audit-operator-client"
+"""The Secret with the certificate that the operator presents to receivers, where cert-manager makes it."""
 
 CLIENT_NAME: Final = "kube-apiserver"
 """Common name of API servers' certificates."""
@@ -35,7 +40,12 @@ def tls_objects(source: "CertificateSource", exposed: Exposed, world: "World") -
         server["spec"] = _certificate(RECEIVER_TLS, "server auth", exposed.names, issuer)
         client = new(*CERTIFICATE_KIND, CLIENT_TLS, namespace, "apiserver")
         client["spec"] = {"commonName": CLIENT_NAME, **_certificate(CLIENT_TLS, "client auth", (CLIENT_NAME,), issuer)}
-        return server, client
+        operator = new(*CERTIFICATE_KIND, OPERATOR_TLS, namespace, "operator")
+        operator["spec"] = {
+            "commonName": OPERATOR_NAME,
+            **_certificate(OPERATOR_TLS, "client auth", (OPERATOR_NAME,), issuer),
+        }
+        return server, client, operator
     if given is None:
         return ()
     return (
