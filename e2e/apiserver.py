@@ -133,6 +133,9 @@ def running(flags: Sequence[str] = ()) -> Iterator[ApiServer]:
         yield plane.api
 
 
+_CONTROLLERS = ("garbage-collector-controller", "namespace-controller", "serviceaccount-controller")
+
+
 class ControlPlane:
     """etcd and a kube-apiserver, which can be stopped and started again, at the same address and with new flags."""
 
@@ -140,6 +143,8 @@ class ControlPlane:
         self.binaries = binaries
         self.folder = folder
         self.flags = flags
+        self.wrap: Callable[[list[str]], list[str]] = lambda command: command
+        """How the API server's command is run."""
         self._stack = contextlib.ExitStack()
         self._server = contextlib.ExitStack()
         self._port = free_port()
@@ -166,7 +171,7 @@ class ControlPlane:
         """Start the API server and wait until it is ready."""
         command = _kube_apiserver(self.binaries, self.folder, self._etcd, self._port, self.flags)
         log = self.folder / "kube-apiserver.log"
-        process = self._server.enter_context(_process(command, log))
+        process = self._server.enter_context(_process(self.wrap(command), log))
         # It writes its own certificate before it listens.
         certificate = self.folder / "certificates" / "apiserver.crt"
         _wait(certificate.exists, process, log)
@@ -195,8 +200,8 @@ class ControlPlane:
         return path
 
     @contextlib.contextmanager
-    def controller_manager(self) -> Iterator[None]:
-        """kube-controller-manager with its garbage collector, beside the API server. Raises LookupError without one."""
+    def controller_manager(self, *controllers: str) -> Iterator[None]:
+        """kube-controller-manager with its garbage collector, and with these. Raises LookupError without one."""
         binary = self.binaries / "kube-controller-manager"
         if not binary.exists():
             raise LookupError(f"no kube-controller-manager beside kube-apiserver in {self.binaries}")
@@ -207,7 +212,7 @@ class ControlPlane:
             "--bind-address=127.0.0.1",
             f"--secure-port={free_port()}",
             f"--cert-dir={self.folder / 'controller-manager'}",
-            "--controllers=garbage-collector-controller,namespace-controller,serviceaccount-controller",
+            f"--controllers={','.join((*_CONTROLLERS, *controllers))}",
         ]
         with _process(command, self.folder / "kube-controller-manager.log"):
             yield

@@ -166,6 +166,7 @@ class Receivers:
                 method,
                 f"https://{host}:{target.port}{path}",
                 data=data,
+                headers={"Content-Type": "application/json"} if data is not None else {},
                 server_hostname=target.server_name,
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=seconds, sock_connect=min(seconds, _TIMEOUT)),
@@ -290,8 +291,11 @@ class Receivers:
             if before.program.refused != str(error):
                 logger.error("receiver %s refuses program %s: %s", line.pod, target.hash, error)
             metrics.PUSHES.labels("refused").inc()
-            refused = msgspec.structs.replace(before.program, refused=str(error), refused_hash=target.hash)
-            return msgspec.structs.replace(before, program=refused)
+            return _not_taken(before, str(error), target.hash)
+        except _SilentError as error:
+            logger.warning("receiver %s did not take program %s: %s", line.pod, target.hash, error)
+            metrics.PUSHES.labels("failed").inc()
+            return _not_taken(before, str(error), "")
         metrics.PUSHES.labels("taken").inc()
         logger.info("receiver %s runs program %s after %.2f s", line.pod, target.hash, time.monotonic() - started)
         return decoded(answer)
@@ -303,6 +307,12 @@ class _SilentError(Exception):
 
 class _RefusedError(Exception):
     """A receiver keeps the program it has; the message is its own."""
+
+
+def _not_taken(before: Status, why: str, refused_hash: str) -> Status:
+    """What the receiver would report, had it told anybody."""
+    program = msgspec.structs.replace(before.program, refused=why, refused_hash=refused_hash)
+    return msgspec.structs.replace(before, program=program)
 
 
 class _Line:
@@ -318,6 +328,7 @@ class _Line:
         self.answer = Answer(pod=pod, ready=False, error="has not been asked yet")
         self._counted: dict[tuple[str, str], tuple[int, float]] = {}
         self._words: dict[str, tuple[object, str]] = {}
+        self._delivered: dict[str, float] = {}
 
     def owes(self, target: Target | None) -> bool:
         """Whether it may run the program in a moment."""
@@ -330,8 +341,16 @@ class _Line:
 
     def heard(self, status: Status) -> None:
         """A new report: with the words of the last one where they mean the same."""
+        for each in status.sinks:
+            if each.last_delivery is not None:
+                self._delivered[each.name] = each.last_delivery
         sinks = [
-            msgspec.structs.replace(each, message=self._steady(each.name, (each.state, each.since), each.message))
+            msgspec.structs.replace(
+                each,
+                message=self._steady(each.name, (each.state, each.since), each.message),
+                # A receiver that starts anew knows nothing of what it delivered.
+                last_delivery=self._delivered.get(each.name),
+            )
             for each in status.sinks
         ]
         why = self._steady("", status.ready, status.why)
@@ -345,6 +364,7 @@ class _Line:
         )
         known = {"", *(each.name for each in sinks)}
         self._words = {name: words for name, words in self._words.items() if name in known}
+        self._delivered = {name: at for name, at in self._delivered.items() if name in known}
 
     def _steady(self, name: str, state: object, words: str) -> str:
         """The first words for a state: errors hold numbers and times that change with each try."""
