@@ -1,0 +1,226 @@
+"""Programs reach real receivers by push, and what those report wakes a pass; whoever hangs or lies holds nobody up."""
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+
+from audit_operator.controller.receivers import Credentials, Receivers, Target
+from audit_operator.render.objects import text_hash
+from audit_operator.render.program import Program, encode
+from audit_operator.render.status import Condition
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "receiver"))
+from receiving import Setup, event, event_list, eventually, policy, program, receiving, sink
+from tls_certificates import authority, issued
+
+
+class Pods:
+    """The API server, as far as pods go."""
+
+    def __init__(self, **addresses: str) -> None:
+        self.pods = {
+            name: {
+                "metadata": {"name": name},
+                "status": {
+                    "phase": "Running",
+                    "podIP": address,
+                    "conditions": [{"type": "Ready", "status": "True"}],
+                },
+            }
+            for name, address in addresses.items()
+        }
+        self.events: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def list_metadata(self, *_: object) -> tuple[list[Any], str]:
+        return [pod["metadata"] for pod in self.pods.values()], "1"
+
+    async def watch_metadata(self, *_: object) -> AsyncIterator[Any]:
+        while True:
+            yield await self.events.get()
+
+    async def get(self, _of: object, _namespace: str, name: str) -> Any:
+        return self.pods.get(name)
+
+
+class Operator:
+    """What a pass and its surroundings are to `Receivers`."""
+
+    def __init__(self, port: int, pods: Pods, ca: str) -> None:
+        self.leads = True
+        self.wakes = 0
+        self._port = port
+        made = issued("audit-operator", ca=ca)
+        self._credentials = Credentials(authority().pem.decode(), made.certificate.decode(), made.key.decode())
+        self.receivers = Receivers(pods, "audit-system", lambda: self.leads, self._wake)  # type: ignore[arg-type]
+
+    def _wake(self) -> None:
+        self.wakes += 1
+
+    def target(self, wanted: Program) -> Target:
+        text = encode(wanted)
+        return Target(wanted, text, text_hash(text), self._port, "localhost", self._credentials)
+
+    async def bring(self, wanted: Program) -> dict[str, Condition]:
+        """The AuditBackend's conditions."""
+        found = await self.receivers.bring(self.target(wanted))
+        return {each.type: each for each in found.backend}
+
+    def now(self) -> dict[str, Condition]:
+        return {each.type: each for each in self.receivers.report().backend}
+
+
+def run(
+    tmp_path: Path,
+    test: Callable[[Setup, Operator], Awaitable[None]],
+    *,
+    silent: bool = False,
+    ca: str = "test CA",
+) -> None:
+    """``silent``: there is a second pod that takes connections and says nothing."""
+
+    async def all_of_it(setup: Setup) -> None:
+        port = setup.receiver.ports[0]
+        async with contextlib.AsyncExitStack() as stack:
+            pods = Pods(a="127.0.0.1")
+            if silent:
+                pods = Pods(a="127.0.0.1", b="127.0.0.2")
+                taken = []
+                server = await asyncio.start_server(lambda *pair: taken.append(pair), "127.0.0.2", port)
+                stack.push_async_callback(server.wait_closed)
+                stack.callback(server.close)
+                stack.callback(lambda: [writer.close() for _, writer in taken])
+            operator = Operator(port, pods, ca)
+            task = asyncio.create_task(operator.receivers.run())
+            try:
+                await test(setup, operator)
+            finally:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+
+    async def whole() -> None:
+        async with receiving(tmp_path, program(policies=[policy("first")])) as setup:
+            await all_of_it(setup)
+
+    uvloop.run(whole())
+
+
+def test_a_program_is_in_force_when_a_pass_has_brought_it(tmp_path: Path) -> None:
+    async def test(setup: Setup, operator: Operator) -> None:
+        wanted = program(policies=[policy("second")])
+        found = await operator.bring(wanted)
+        assert (found["ProgramInForce"].status, found["EventsFlowing"].reason) == ("True", "NotObserved")
+        assert (await setup.status())["program"]["hash"] == text_hash(encode(wanted))
+        assert (await setup.status())["program"]["source"] == "pushed"
+
+    run(tmp_path, test)
+
+
+def test_one_receiver_that_hangs_holds_up_neither_the_others_nor_a_pass(tmp_path: Path) -> None:
+    async def test(setup: Setup, operator: Operator) -> None:
+        async with asyncio.timeout(20):
+            await operator.bring(program(policies=[policy("second")]))
+            await eventually(lambda: operator.now()["ProgramInForce"].reason == "ReceiverSilent")
+            for name in ("third", "fourth", "fifth"):
+                wanted = program(policies=[policy(name)])
+                await operator.bring(wanted)
+                assert (await setup.status())["program"]["hash"] == text_hash(encode(wanted))
+        assert "b does not answer: no answer within 5 s" in operator.now()["ProgramInForce"].message
+
+    run(tmp_path, test, silent=True)
+
+
+def test_a_program_that_a_receiver_refuses_is_said_and_is_not_waited_for(tmp_path: Path) -> None:
+    async def test(setup: Setup, operator: Operator) -> None:
+        before = (await setup.status())["program"]["hash"]
+        bad = program(policies=[policy("second", sinks=["audit-system/gone"])])
+        found = await operator.bring(bad)
+        assert found["ProgramInForce"].reason == "ProgramRefused"
+        assert "there is no sink audit-system/gone" in found["ProgramInForce"].message
+        assert (await setup.status())["program"]["hash"] == before
+        found = await operator.bring(program(policies=[policy("third")]))
+        assert found["ProgramInForce"].status == "True"
+
+    run(tmp_path, test)
+
+
+def test_what_a_receiver_reports_wakes_a_pass_once(tmp_path: Path) -> None:
+    async def test(setup: Setup, operator: Operator) -> None:
+        await operator.bring(program())
+        before = operator.wakes
+        await asyncio.sleep(5)
+        assert operator.wakes == before
+        assert await setup.post(event_list(event(1))) == 200
+        await eventually(lambda: operator.wakes > before)
+        assert operator.receivers.report().sinks["audit-system/siem"].reason == "Delivering"
+        before = operator.wakes
+        assert await setup.post(event_list(event(2))) == 200
+        await asyncio.sleep(5)
+        assert operator.wakes == before
+
+    run(tmp_path, test)
+
+
+def test_a_replica_that_does_not_lead_pushes_nothing(tmp_path: Path) -> None:
+    async def test(setup: Setup, operator: Operator) -> None:
+        await operator.bring(program())
+        operator.leads = False
+        before = (await setup.status())["program"]["hash"]
+        await operator.bring(program(policies=[policy("second")]))
+        assert (await setup.status())["program"]["hash"] == before
+        operator.leads = True
+        await eventually(lambda: operator.now()["ProgramInForce"].status == "True")
+        assert (await setup.status())["program"]["hash"] != before
+
+    run(tmp_path, test)
+
+
+def test_a_receiver_that_fell_back_gets_the_newest_program_again(tmp_path: Path) -> None:
+    async def test(setup: Setup, operator: Operator) -> None:
+        wanted = program(policies=[policy("second")])
+        await operator.bring(wanted)
+        setup.mount(program(policies=[policy("by-hand")]))
+
+        async def in_force() -> str:
+            found: str = (await setup.status())["program"]["hash"]
+            return found
+
+        await eventually(in_force, lambda found: found != text_hash(encode(wanted)))
+        await eventually(in_force, lambda found: found == text_hash(encode(wanted)))
+
+    run(tmp_path, test)
+
+
+def test_a_stranger_is_not_let_in_and_it_is_said_why(tmp_path: Path) -> None:
+    async def test(setup: Setup, operator: Operator) -> None:
+        found = await operator.bring(program(policies=[policy("second")]))
+        assert (await setup.status())["program"]["source"] == "file"
+        assert found["ProgramInForce"].reason == "ReceiverSilent"
+
+    run(tmp_path, test, ca="another CA")
+
+
+def test_the_last_report_holds_for_a_while_when_the_only_receiver_restarts(tmp_path: Path) -> None:
+    async def test(_: Setup, operator: Operator) -> None:
+        await operator.bring(program())
+        operator.receivers._end("a")
+        assert operator.receivers.report().sinks.keys() == {"audit-system/siem"}
+        assert operator.receivers.report().answering == 1
+        # What was changed meanwhile is not said to be in force.
+        late = await operator.receivers.bring(operator.target(program(sinks=[sink("siem"), sink("new")])))
+        assert late.behind.keys() == {"a"}
+
+    run(tmp_path, test)
+
+
+@pytest.mark.parametrize("certificate", [True, False])
+def test_keys_stay_out_of_representations(certificate: bool) -> None:
+    credentials = Credentials("ca", "certificate", "key") if certificate else None
+    text = repr(Target(program(), "text", "hash", 8443, "name", credentials))
+    assert "key" not in text.replace("hash_key_file", "")
