@@ -549,6 +549,22 @@ def test_every_permission_is_used_and_none_is_missing(
     path = f"{CHILDREN['Deployment']}/audit-receiver"
     must(cluster.api.request("PATCH", path, {"spec": {"replicas": 0}}, content="application/merge-patch+json"))
     wait_for(lambda: replicas(cluster) == 2, "it is repaired", operator)
+    labels = {"app.kubernetes.io/name": "audit-operator", "app.kubernetes.io/component": "receiver"}
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "receiver", "namespace": NAMESPACE, "labels": labels},
+    }
+    pod["spec"] = {"containers": [{"name": "receiver", "image": "registry.example/audit-operator:test"}]}
+    must(cluster.api.apply(f"{CORE}/pods/receiver", pod))
+    wait_for(
+        lambda: any(
+            "/pods/receiver" in each["requestURI"] and each["verb"] == "get" for each in read_audit_log(audit_log)
+        ),
+        "it looks where the receiver is",
+        operator,
+    )
+    must(cluster.api.request("DELETE", f"{CORE}/pods/receiver", {"gracePeriodSeconds": 0}))
     events = read_audit_log(audit_log)
     asked = used(events)
     refused = used(events, refused=True)

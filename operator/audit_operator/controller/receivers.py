@@ -146,14 +146,16 @@ class Receivers:
     # --- connections -------------------------------------------------------------------------------------------------
 
     async def _log_in(self, credentials: Credentials | None) -> None:
-        if self._session is not None and self._session[0] != credentials:
-            _, session = self._session
-            self._session = None
-            await session.close()
-        if self._session is None and credentials is not None:
+        before = self._session
+        if (before[0] if before is not None else None) == credentials:
+            return
+        self._session = None
+        if credentials is not None:
             context = await asyncio.to_thread(_context, credentials)
-            connector = aiohttp.TCPConnector(ssl=context, limit=0, force_close=False)
+            connector = aiohttp.TCPConnector(ssl=context, limit=0)
             self._session = credentials, aiohttp.ClientSession(connector=connector, auto_decompress=False)
+        if before is not None:
+            await before[1].close()
 
     async def _request(self, address: str, method: str, path: str, seconds: float, data: bytes | None = None) -> bytes:
         """The body of an answer. Raises `_SilentError`, and `_RefusedError` for a program that cannot run."""
