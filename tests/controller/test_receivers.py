@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import uvloop
 
+from audit_operator.controller.cluster import ApiError
 from audit_operator.controller.receivers import Credentials, Receivers, Target
 from audit_operator.render.objects import text_hash
 from audit_operator.render.program import Program, encode
@@ -35,9 +36,12 @@ class Pods:
             }
             for name, address in addresses.items()
         }
+        self.denied = False
         self.events: asyncio.Queue[Any] = asyncio.Queue()
 
     async def list_metadata(self, *_: object) -> tuple[list[Any], str]:
+        if self.denied:
+            raise ApiError("list pods audit-system", 403, "Forbidden", "no such right", ())
         return [pod["metadata"] for pod in self.pods.values()], "1"
 
     async def watch_metadata(self, *_: object) -> AsyncIterator[Any]:
@@ -53,6 +57,7 @@ class Operator:
 
     def __init__(self, port: int, pods: Pods, ca: str) -> None:
         self.leads = True
+        self.pods = pods
         self.wakes = 0
         self._port = port
         made = issued("audit-operator", ca=ca)
@@ -204,6 +209,18 @@ def test_a_stranger_is_not_let_in_and_it_is_said_why(tmp_path: Path) -> None:
         assert found["ProgramInForce"].reason == "ReceiverSilent"
 
     run(tmp_path, test, ca="another CA")
+
+
+def test_without_the_right_to_see_pods_it_is_said_which_is_missing(tmp_path: Path) -> None:
+    async def test(_: Setup, operator: Operator) -> None:
+        operator.pods.denied = True
+        found = (await operator.bring(program()))["ProgramInForce"]
+        assert (found.status, found.reason) == ("False", "Forbidden")
+        assert "list pods audit-system" in found.message
+        operator.pods.denied = False
+        await eventually(lambda: operator.now()["ProgramInForce"].status == "True")
+
+    run(tmp_path, test)
 
 
 def test_the_last_report_holds_for_a_while_when_the_only_receiver_restarts(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ from audit_operator.controller.reported import LATELY, NOBODY, Answer, Reported,
 from audit_operator.render.objects import Object
 from audit_operator.render.program import Program
 from audit_operator.render.report import PROGRAM_PATH, STATUS_PATH, Status, decoded
+from audit_operator.render.status import false
+from audit_operator.render.tenants import Refusal
 from audit_operator.render.workload import SELECTOR
 
 logger = logging.getLogger(__name__)
@@ -86,6 +88,7 @@ class Receivers:
         self._progress = asyncio.Event()
         self._session: tuple[Credentials, aiohttp.ClientSession] | None = None
         self._listed = asyncio.Event()
+        self._denied = ""
         self._said: Reported = NOBODY
         self._heard: Reported = NOBODY
         self._heard_at = -_GRACE
@@ -129,6 +132,9 @@ class Receivers:
         if target is None:
             return NOBODY
         answers = [line.answer for line in self._lines.values()]
+        if self._denied:
+            said = f"the operator may not see receivers' pods; grant it: {self._denied}"
+            return Reported(asked=True, backend=(false("ProgramInForce", Refusal("Forbidden", said)),))
         found = reported(answers, target.program, target.hash, self._namespace, datetime.now(UTC))
         if found.answering:
             self._heard, self._heard_at = found, time.monotonic()
@@ -216,6 +222,7 @@ class Receivers:
                 for item in items:
                     await self._look(item["name"])
                 self._listed.set()
+                self._denied = ""
                 delay = 1.0
                 async for event in self._cluster.watch_metadata(PODS, version, self._namespace, _SELECTOR):
                     if event.type == "DELETED":
@@ -226,6 +233,7 @@ class Receivers:
                 if error.status == 410:
                     continue  # the version is too old: list anew, at once
                 self._listed.set()  # nobody waits for what may not be seen
+                self._denied = str(error) if error.status == 403 else self._denied
                 logger.warning("%s; again in %.0f s", error, delay)
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, 30.0)
