@@ -16,7 +16,7 @@ $(STAMP): requirements-dev.lock pyproject.toml scripts/setup
 	@PYTHON=$(PYTHON) VENV=$(VENV) scripts/setup
 	@cp requirements-dev.lock $@
 
-demo: $(STAMP) ## render examples/, replay recorded traffic, show who gets what
+demo: $(STAMP) ## a receiver, three API servers and sinks on this machine: who gets what, and is anything lost
 	@$(BIN)/audit-operator demo
 
 test: $(STAMP) ## the fast tests: all of tests/

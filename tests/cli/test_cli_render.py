@@ -270,36 +270,6 @@ def test_a_device_is_written_to_and_not_replaced(tmp_path: Path) -> None:
     assert call("crds", "--reference", "-o", tmp_path).err.startswith(f"error: {tmp_path}: is a folder; ")
 
 
-# --- demo ------------------------------------------------------------------------------------------------------------
-
-
-def test_the_demo_shows_files_traffic_and_one_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)  # it finds the examples of its checkout
-    result = call("demo")
-    assert (result.code, result.err) == (0, "")
-    for part in (
-        "README.md",
-        "policy.yaml",
-        "program.json",
-        "Read 801 events",
-        "audit-system/siem",
-        "alice (developers)",
-    ):
-        assert part in result.out
-    answer = json.loads(call("demo", "-o", "json").out)
-    assert answer["problems"] == []
-    assert answer["replay"]["read"]["events"] == 801
-    assert {sink["sink"] for sink in answer["replay"]["sinks"]} >= {"audit-system/siem", "team-a/loki"}
-    levels = {policy["policy"]: policy["delivered"]["level"] for policy in answer["explain"]["policies"]}
-    assert len(set(levels.values())) >= 4, "the request is one of which everybody gets something else"
-
-
-def test_a_demo_without_examples_says_where_they_are(tmp_path: Path) -> None:
-    result = call("demo", tmp_path)
-    assert result.code == 2
-    assert "run it in a checkout of the project" in result.err
-
-
 # --- small things ----------------------------------------------------------------------------------------------------
 
 

@@ -58,7 +58,7 @@ def test_an_answer_that_is_shown_is_the_answer(example: Shown) -> None:
 
 def test_every_command_of_the_quickstart_is_shown_with_its_answer() -> None:
     names = {example.command.split()[1] for example in shown() if example.answer or " > " in example.command}
-    assert names == {"render", "lint", "explain", "diff", "replay", "import", "test"}
+    assert names == {"demo", "render", "lint", "explain", "diff", "replay", "import", "test"}
 
 
 def test_what_is_imported_is_what_is_tested_next() -> None:

@@ -181,7 +181,7 @@ def _item(document: Document) -> "Resource | Invalid":
     try:
         return load_resource(document.node.value)
     except ResourceError as error:
-        return Invalid(identity=_identity(document), problems=error.problems, source=f"{document.file}:{document.line}")
+        return Invalid(identity=identity(document), problems=error.problems, source=f"{document.file}:{document.line}")
 
 
 def _where(document: Document, path: str) -> str:
@@ -190,7 +190,7 @@ def _where(document: Document, path: str) -> str:
     return f"{document.file}:{line}" if line else document.file
 
 
-def _identity(document: Document) -> "Identity":
+def identity(document: Document) -> "Identity":
     """Which resource a document claims to be, as far as it says."""
     from audit_operator.render.world import Identity
 
