@@ -20,8 +20,7 @@ demo: $(STAMP) ## a receiver, three API servers and sinks on this machine: who g
 	@$(BIN)/audit-operator demo
 
 test: $(STAMP) ## the fast tests: all of tests/
-	@scripts/get-helm >/dev/null || true # the chart's tests are skipped without it
-	@PYTHON=$(PYTHON) scripts/get-moto >/dev/null || true # those of AWS sinks likewise
+	@PYTHON=$(PYTHON) scripts/get-all
 	$(BIN)/pytest -n auto -q
 
 lint: $(STAMP) ## ruff, format included
@@ -47,13 +46,15 @@ bench: $(STAMP) ## the tables of docs/benchmarks.md
 	$(BIN)/python -m bench
 
 e2e: $(STAMP) ## against a real API server (e2e/README.md says how one is found)
-	@scripts/get-helm >/dev/null || true
+	@PYTHON=$(PYTHON) scripts/get-helm >/dev/null || true
 	$(BIN)/pytest e2e -q
 
-lock: ## pin versions and hashes: what the image holds, what contributors need (needs uv)
+lock: ## pin versions and hashes: what the image holds, what contributors need (needs uv and npm)
 	uv pip compile -q --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 --extra operator --extra receiver --extra sinks pyproject.toml -o requirements.lock
 	uv pip compile -q --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 requirements-build.in -o requirements-build.lock
 	uv pip compile -q --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 requirements-moto.in -o requirements-moto.lock
+	uv pip compile -q --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 requirements-node.in -o requirements-node.lock
+	npm --prefix scripts/azurite install --package-lock-only --ignore-scripts --omit-lockfile-registry-resolved
 	uv pip compile -q --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 --extra dev pyproject.toml requirements-build.in -o requirements-dev.lock
 
 clean: ## remove .venv and caches

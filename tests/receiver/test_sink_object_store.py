@@ -273,9 +273,10 @@ ACCOUNT_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1
 
 @contextlib.contextmanager
 def azurite(folder: Path) -> Iterator[str]:
-    binary = os.environ.get("AZURITE_BLOB") or shutil.which("azurite-blob")
-    if binary is None:
-        pytest.skip("azurite-blob is not installed (npm: azurite); install it, or set AZURITE_BLOB to its path")
+    kept = Path(__file__).resolve().parents[2] / ".tools" / "azurite" / "azurite-blob"
+    binary = os.environ.get("AZURITE_BLOB") or str(kept)
+    if shutil.which(binary) is None:
+        pytest.skip("azurite-blob is not installed: run scripts/get-azurite, or set AZURITE_BLOB to its path")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [binary, "--blobHost", "127.0.0.1", "--blobPort", str(port), "--location", str(folder), "--silent"]
