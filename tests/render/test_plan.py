@@ -591,14 +591,15 @@ def test_without_cert_manager_in_the_cluster_nothing_is_installed_and_the_way_ou
 
 
 def test_kinds_that_the_cluster_does_not_serve_are_left_out_and_said() -> None:
-    asked = backend(receiver={"serviceMonitor": {"enabled": True}})
+    asked = backend(receiver={"serviceMonitor": {"enabled": True}, "prometheusRule": {"enabled": True}})
     plan = planned(policy(), asked, world=structs.replace(LIVE, served=SERVED - {("policy/v1", "PodDisruptionBudget")}))
-    assert not {"ServiceMonitor", "PodDisruptionBudget"} & {kind for kind, _ in named(plan)}
+    assert not {"PrometheusRule", "ServiceMonitor", "PodDisruptionBudget"} & {kind for kind, _ in named(plan)}
     rendered = condition(plan, "AuditBackend", "default", "Rendered")
     assert (rendered.status, rendered.reason) == ("True", "RenderedWithWarnings")
     assert "ServiceMonitor of monitoring.coreos.com/v1, which this cluster does not serve" in rendered.message
+    assert "spec.receiver.prometheusRule.enabled: true asks for PrometheusRule of monitoring" in rendered.message
     assert "PodDisruptionBudget of policy/v1" in rendered.message
-    assert {kind for kind, _ in named(planned(policy(), asked))} >= {"ServiceMonitor", "PodDisruptionBudget"}
+    assert {kind for kind, _ in named(planned(policy(), asked))} >= {"PrometheusRule", "ServiceMonitor"}
 
 
 def test_until_the_address_is_known_api_servers_get_nothing_and_nothing_is_pruned() -> None:

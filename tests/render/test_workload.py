@@ -47,7 +47,7 @@ EXPOSURES: dict[str, dict[str, Any]] = {
 
 def made(claims: tuple[str, ...] = (), world: World = WORLD, **receiver: Any) -> dict[tuple[str, str], dict[str, Any]]:
     spec = AuditBackendSpec.model_validate({"clusterName": "c", "receiver": receiver})
-    found = objects(spec, world, program=stored("{}\n"), claims=claims)
+    found = objects(spec, world, program=stored("{}\n"), claims=claims, journal_limit=10 << 30)
     return {(item["kind"], item["metadata"]["name"]): item for item in found}
 
 
@@ -64,7 +64,12 @@ def pod(**receiver: Any) -> dict[str, Any]:
 CASES: list[dict[str, Any]] = [
     {},
     EPHEMERAL,
-    {**EVERYTHING, "claims": ("a.b", "archive"), "serviceMonitor": {"enabled": True}},
+    {
+        **EVERYTHING,
+        "claims": ("a.b", "archive"),
+        "serviceMonitor": {"enabled": True},
+        "prometheusRule": {"enabled": True},
+    },
     *({"exposure": exposure} for exposure in EXPOSURES.values()),
 ]
 
@@ -73,7 +78,7 @@ CASES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("receiver", CASES)
 def test_every_object_fits_the_schema_of_kubernetes(receiver: dict[str, Any], version: str) -> None:
     for item in made(**receiver).values():
-        if item["kind"] != "ServiceMonitor":  # not Kubernetes' own
+        if item["apiVersion"] != "monitoring.coreos.com/v1":  # not Kubernetes' own
             kubernetes_validate.validate(item, version, strict=True)
         assert item["metadata"]["namespace"] == "audit-system"
         assert item["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "audit-operator"
@@ -184,7 +189,8 @@ def test_exposure_decides_the_service(exposure: str, expected: dict[str, Any]) -
 
 def test_a_new_program_restarts_no_pod() -> None:
     spec = AuditBackendSpec.model_validate({"clusterName": "c"})
-    one, two = (objects(spec, WORLD, program=stored(program), claims=()) for program in ("{}", '{"a":1}'))
+    programs = map(stored, ("{}", '{"a":1}'))
+    one, two = (objects(spec, WORLD, program=each, claims=(), journal_limit=1) for each in programs)
     changed = {old["kind"] for old, new in zip(one, two, strict=True) if old != new}
     assert changed == {"ConfigMap"}
 

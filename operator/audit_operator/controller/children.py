@@ -29,6 +29,7 @@ TYPES: Final = {
         ResourceType("apps/v1", "Deployment", "deployments"),
         ResourceType("apps/v1", "StatefulSet", "statefulsets"),
         ResourceType("cert-manager.io/v1", "Certificate", "certificates"),
+        ResourceType("monitoring.coreos.com/v1", "PrometheusRule", "prometheusrules"),
         ResourceType("monitoring.coreos.com/v1", "ServiceMonitor", "servicemonitors"),
         ResourceType("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies"),
         ResourceType("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets"),

@@ -53,6 +53,7 @@ PERMISSIONS: Final[tuple[Permission, ...]] = (
     Permission("apps", "deployments", _CHILD, "root namespace"),
     Permission("apps", "statefulsets", _CHILD, "root namespace"),
     Permission("cert-manager.io", "certificates", _CHILD, "root namespace"),
+    Permission("monitoring.coreos.com", "prometheusrules", _CHILD, "root namespace"),
     Permission("monitoring.coreos.com", "servicemonitors", _CHILD, "root namespace"),
     Permission("networking.k8s.io", "networkpolicies", _CHILD, "root namespace"),
     Permission("policy", "poddisruptionbudgets", _CHILD, "root namespace"),

@@ -173,7 +173,13 @@ def render(resources: Resources, world: World) -> Plan:
     if files and webhook:
         claims = (sink.spec.file.claim_name for sink in sinks if sink.spec.file)
         wanted += tls_objects(spec.certificates, reached, world)
-        wanted += objects(spec, world, program=kept_program, claims=[claim for claim in claims if claim])
+        wanted += objects(
+            spec,
+            world,
+            program=kept_program,
+            claims=[claim for claim in claims if claim],
+            journal_limit=receiver_program.journal_limit,
+        )
     manifests = owned((item for item in wanted if is_served(item, world.served)), resources.backend)
     warnings = (
         *flag_plan.warnings,
@@ -402,9 +408,9 @@ def _certificate_problems(spec: AuditBackendSpec, world: World) -> Iterator[Prob
 def _unserved(item: Object) -> Problem:
     """What is left out because the cluster does not know it."""
     what = f"{item['kind']} of {item['apiVersion']}"
-    if item["kind"] == "ServiceMonitor":
+    if item["apiVersion"] == "monitoring.coreos.com/v1":
         return Problem(
-            "spec.receiver.serviceMonitor.enabled",
+            f"spec.receiver.{item['kind'][0].lower()}{item['kind'][1:]}.enabled",
             f"asks for {what}, which this cluster does not serve, so there is none",
             "true",
             "install the Prometheus operator, or leave it out",

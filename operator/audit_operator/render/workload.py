@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from audit_operator.render.alerts import receiver_alerts
 from audit_operator.render.exposure import RECEIVER
 from audit_operator.render.objects import (
     COMPONENT,
@@ -19,7 +20,7 @@ from audit_operator.render.program import CLAIMS_DIRECTORY, CREDENTIALS_DIRECTOR
 from audit_operator.render.tls import RECEIVER_TLS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from audit_operator.render.world import World
     from audit_operator.resources.auditbackend import AuditBackendSpec, Exposure, Receiver
@@ -78,13 +79,13 @@ def stored(program: str) -> StoredProgram:
 
 
 def objects(
-    spec: "AuditBackendSpec", world: "World", *, program: StoredProgram, claims: "Iterable[str]"
+    spec: "AuditBackendSpec", world: "World", *, program: StoredProgram, claims: "Iterable[str]", journal_limit: int
 ) -> tuple[Object, ...]:
     """Everything that receivers are, in the root namespace, in the order to apply it.
 
     ``program``: what receivers run; a new one reaches running pods through the volume and restarts none.
-    ``claims``: PersistentVolumeClaims that file sinks write to. The Secret of credentials is not among the objects: its
-    content is known to the cluster only.
+    ``claims``: PersistentVolumeClaims that file sinks write to. ``journal_limit``: the program's, in bytes.
+    The Secret of credentials is not among the objects: its content is known to the cluster only.
     """
     receiver, namespace = spec.receiver, world.root_namespace
     stateful = receiver.storage.persistent_volume_claim is not None
@@ -95,6 +96,7 @@ def objects(
         *([_pod_names(namespace)] if stateful else []),
         _service(receiver, world),
         *(_monitoring(receiver, namespace) if receiver.service_monitor.enabled else []),
+        *([_alerts(receiver, namespace, journal_limit)] if receiver.prometheus_rule.enabled else []),
         _network_policy(namespace),
         _disruption_budget(namespace),
         _stateful_set(receiver, world, claims) if stateful else _deployment(receiver, world, claims),
@@ -153,15 +155,21 @@ def _monitoring(receiver: "Receiver", namespace: str) -> list[Object]:
     service = {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": SELECTOR, "ports": [port]}
     endpoint = {"port": "metrics"} | ({"interval": wanted.interval} if wanted.interval else {})
     # Of all Services with these labels only this one has a port of that name.
-    monitor = _object(
-        "monitoring.coreos.com/v1",
-        "ServiceMonitor",
-        RECEIVER,
-        namespace,
-        spec={"endpoints": [endpoint], "selector": {"matchLabels": SELECTOR}},
-    )
-    monitor["metadata"]["labels"] = dict(sorted(wanted.labels.items())) | monitor["metadata"]["labels"]
-    return [_object("v1", "Service", name, namespace, spec=service), monitor]
+    spec = {"endpoints": [endpoint], "selector": {"matchLabels": SELECTOR}}
+    monitor = _object("monitoring.coreos.com/v1", "ServiceMonitor", RECEIVER, namespace, spec=spec)
+    return [_object("v1", "Service", name, namespace, spec=service), _labelled(monitor, wanted.labels)]
+
+
+def _alerts(receiver: "Receiver", namespace: str, journal_limit: int) -> Object:
+    spec = {"groups": receiver_alerts(journal_limit)}
+    rule = _object("monitoring.coreos.com/v1", "PrometheusRule", RECEIVER, namespace, spec=spec)
+    return _labelled(rule, receiver.prometheus_rule.labels)
+
+
+def _labelled(item: Object, labels: "Mapping[str, str]") -> Object:
+    """With more labels, by which a Prometheus chooses."""
+    item["metadata"]["labels"] = dict(sorted(labels.items())) | item["metadata"]["labels"]
+    return item
 
 
 def _service_type(exposure: "Exposure") -> str:

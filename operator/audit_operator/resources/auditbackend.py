@@ -290,6 +290,17 @@ class ServiceMonitor(Model):
     interval: Duration | None = Field(None, description="Time between two scrapes; omitted: Prometheus' default.")
 
 
+class PrometheusRule(Model):
+    """A PrometheusRule: alerts on what loses events, or soon will (docs/operations.md lists them)."""
+
+    enabled: Boolean = Field(False, description="Whether there is one.")
+    labels: Labels = Field(
+        default_factory=dict,
+        description="More labels of it; a Prometheus chooses its rules by label.",
+        examples=[{"release": "prometheus"}],
+    )
+
+
 class Receiver(Model):
     """The pods that take events from API servers, apply every AuditPolicy and deliver to the sinks."""
 
@@ -331,6 +342,7 @@ class Receiver(Model):
     pod_labels: Labels = Field(default_factory=dict, description="More labels of the pods.")
     pod_annotations: Annotations = Field(default_factory=dict, description="More annotations of the pods.")
     service_monitor: ServiceMonitor = Field(ServiceMonitor(), description="How Prometheus finds their metrics.")
+    prometheus_rule: PrometheusRule = Field(PrometheusRule(), description="When Prometheus is to call somebody.")
 
 
 # --- certificates ----------------------------------------------------------------------------------------------------
