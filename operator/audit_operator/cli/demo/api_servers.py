@@ -9,7 +9,7 @@ from typing import Final
 
 import aiohttp
 
-INITIAL_BACKOFF: Final = 1.0
+INITIAL_BACKOFF: Final = 1.5
 """Seconds; kube-apiserver's --audit-webhook-initial-backoff is 10 by default."""
 _FACTOR: Final = 1.5
 _JITTER: Final = 0.2

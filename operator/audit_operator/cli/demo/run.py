@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import random
 import secrets
 import signal
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -26,7 +27,7 @@ ROUNDS: Final = 3
 """Times that each of them replays the recording."""
 
 _PAUSE: Final = 0.05
-"""Seconds between an API server's POSTs, so that there is something to see."""
+"""Seconds between an API server's POSTs, on average, so that there is something to see."""
 
 _AWAY, _KILLED, _BACK = 0.2, 0.4, 0.65
 """Parts of the events that are acknowledged when the collector goes, the receiver is killed, the collector returns."""
@@ -95,6 +96,8 @@ class Demo:
                 await collector.stop()
                 show.said("the http sink is away: its events wait in the receiver's journal")
                 await self._until(_KILLED, sending)
+                # At any moment, so that now and then events are on the disk whose POST was not answered.
+                await asyncio.sleep(_some(_PAUSE))
                 await receiver.kill()
                 show.said(f"receiver killed (SIGKILL) after {self._acknowledged:,} events")
                 self._search("journal after SIGKILL", self._files("state/journal"))
@@ -137,7 +140,7 @@ class Demo:
                     self._show.progress(self._acknowledged, self._total)
                 async with self._moved:
                     self._moved.notify_all()
-                await asyncio.sleep(_PAUSE)
+                await asyncio.sleep(_some(2 * _PAUSE))
 
     async def _until(self, part: float, sending: "asyncio.Future[list[None]]") -> None:
         """Until this part of the events is acknowledged, or there is nothing more to send."""
@@ -197,6 +200,11 @@ class Demo:
         texts = [path.read_bytes() for path in paths if path.exists()]
         found = sum(occurrences(needles(self._marker), text) for text in texts)
         self._searches.append(Search(place, sum(map(len, texts)), found))
+
+
+def _some(seconds: float) -> float:
+    """Of these, more or less."""
+    return random.uniform(0, seconds)  # noqa: S311 - no secret
 
 
 def _cancel(task: "asyncio.Task[object] | None") -> None:
