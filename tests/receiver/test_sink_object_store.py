@@ -8,7 +8,6 @@ import hashlib
 import hmac
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -274,14 +273,13 @@ ACCOUNT_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1
 @contextlib.contextmanager
 def azurite(folder: Path) -> Iterator[str]:
     kept = Path(__file__).resolve().parents[2] / ".tools" / "azurite" / "azurite-blob"
-    binary = os.environ.get("AZURITE_BLOB") or str(kept)
-    if shutil.which(binary) is None:
-        pytest.skip("azurite-blob is not installed: run scripts/get-azurite, or set AZURITE_BLOB to its path")
+    if not kept.exists():
+        pytest.skip("azurite-blob is not installed: run scripts/get-azurite")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [binary, "--blobHost", "127.0.0.1", "--blobPort", str(port), "--location", str(folder), "--silent"]
+    command = [str(kept), "--blobHost", "127.0.0.1", "--blobPort", str(port), "--location", str(folder), "--silent"]
     process = subprocess.Popen(
-        [*command, "--skipApiVersionCheck", "--disableTelemetry"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*command, "--skipApiVersionCheck"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
         for _ in range(600):
