@@ -172,7 +172,7 @@ def show_findings(findings: "Findings", stream: TextIO) -> None:
     _verdict(
         stream,
         not findings.leaked,
-        "Secrets stayed out" if not findings.leaked else f"{counted(findings.leaked, 'secret value')} LEAKED",
+        "Secrets stayed out" if not findings.leaked else f"Secrets LEAKED, found {findings.leaked:,} times",
         f"{findings.planted:,} values were sent in Secrets, ConfigMaps, tokens; searched in plain and base64:",
     )
     stream.writelines(
