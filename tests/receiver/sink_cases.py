@@ -25,7 +25,7 @@ def sink_program(credentials: Path | None = None, **spec: Any) -> SinkProgram:
 
 def surroundings(folder: Path, **changes: Any) -> Surroundings:
     """Of the receiver ``audit-receiver-0`` of cluster ``prod``."""
-    given = {"files": folder / "files", "claims": folder / "claims", **changes}
+    given = {"files": folder / "files", "claims": folder / "claims", "state": folder / "state", **changes}
     return Surroundings(cluster="prod", receiver="audit-receiver-0", **given)
 
 

@@ -108,6 +108,7 @@ LIBRARIES = {
     "otlp": "opentelemetry.proto",
     "cloudWatch": "awscrt.auth",
     "elasticsearch": "awscrt.auth",
+    "file": "pyrage",
 }
 """Sink type -> a library that only it needs."""
 
@@ -120,7 +121,11 @@ def test_a_missing_library_is_named_with_the_extra_that_brings_it(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delitem(sys.modules, f"audit_operator.receiver.sinks.{MODULES[kind]}", raising=False)
     monkeypatch.setitem(sys.modules, LIBRARIES[kind], None)  # type: ignore[arg-type]
-    spec = MINIMAL[kind] | ({"auth": {"aws": {"region": "eu-central-1"}}} if kind == "elasticsearch" else {})
+    needed = {
+        "elasticsearch": {"auth": {"aws": {"region": "eu-central-1"}}},
+        "file": {"encryption": {"recipients": [f"age1{'q' * 58}"]}},
+    }
+    spec = MINIMAL[kind] | needed.get(kind, {})
     with pytest.raises(UnknownSinkError, match=rf"siem: {kind} needs .*; install audit-operator\[{EXTRAS[kind]}\]"):
         make(sink_program(**{kind: spec}), surroundings(tmp_path))
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]

@@ -744,6 +744,56 @@ def receive(
     command.receive(program=program, journal=journal, listen=listen, certificates=certificates, metrics=metrics)
 
 
+@command(
+    epilog=examples(
+        "audit-operator verify --public-key audit.pub /mnt/archive/audit-system/archive",
+        "audit-operator verify --public-key audit.pub \\\n    s3://audit-archive/prod/audit-system/archive",
+        "audit-operator verify --public-key audit.pub --public-key old.pub \\\n"
+        "    --known last-week.json -o json /mnt/archive",
+    )
+)
+def verify(
+    *,
+    place: Annotated[
+        str,
+        typer.Argument(
+            metavar="PATH|URL",
+            help="The folder, or s3://bucket/prefix, gs://bucket/prefix, az://container/prefix, that sinks with "
+            "integrity write to. Credentials for a bucket come from the environment.",
+        ),
+    ],
+    public_key: Annotated[
+        list[str],
+        typer.Option(
+            metavar="FILE", help="Public key (PEM). Several times: after a rotation any of them may have signed."
+        ),
+    ],
+    known: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE",
+            help="An earlier report (-o json), kept elsewhere: all that it knows must still be there. Only that tells "
+            "when whole chains, or their ends, were removed.",
+        ),
+    ] = "",
+    endpoint: Annotated[
+        str, typer.Option(metavar="URL", help="Where the bucket is, if not at Amazon, Google or Azure.")
+    ] = "",
+    output: Output = Format.TEXT,
+) -> None:
+    """Say whether archived events are intact, or what was changed, removed, reordered or added.
+
+    Every digest's signature, the chain they form, and every file against its digest. What is being written has no
+    digest yet: it is said not to be sealed, and is no finding. Exit code 1: findings; 2: it cannot be checked.
+    """
+    from audit_operator.cli import verify as command
+
+    intact = command.verify(
+        place, public_keys=public_key, endpoint=endpoint, known=known, as_json=output is Format.JSON
+    )
+    raise typer.Exit(OK if intact else FINDINGS)
+
+
 quarantine = typer.Typer(
     cls=Commands, no_args_is_help=True, rich_markup_mode=None, context_settings={"help_option_names": ["--help", "-h"]}
 )

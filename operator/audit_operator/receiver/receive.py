@@ -76,7 +76,7 @@ class Receiver:
         self.metrics = Metrics()
         self.journal = Journal(options.journal)
         self.quarantine = Quarantine(options.journal / "quarantine")
-        surroundings = Surroundings("", options.receiver, options.files, options.claims)
+        surroundings = Surroundings("", options.receiver, options.files, options.claims, options.journal / "state")
         self.running = Running(Kept(self.journal, self.quarantine, self.metrics), surroundings, volume=options.journal)
         self.duplicates = Duplicates()
         self.intake = Intake(self.journal, self.quarantine, self.metrics, self.duplicates)

@@ -253,7 +253,12 @@ class SinkType(Model):
     """A protocol events are delivered by."""
 
     batch_limits: ClassVar[BatchLimits] = BatchLimits(max_events=1000, max_bytes=5 * 2**20, max_age=1)
-    """What spec.batch leaves open."""
+    """What spec.batch leaves open, as a rule."""
+
+    @property
+    def usual_batch(self) -> BatchLimits:
+        """The same with these settings."""
+        return self.batch_limits
 
     network: ClassVar[bool] = True
     """Events leave the receiver's machine."""
@@ -261,7 +266,7 @@ class SinkType(Model):
     proxied: ClassVar[bool] = True
     """Speaks HTTP, so that spec.proxy applies."""
 
-    encryption: ClassVar[Encryption] = BY_URL
+    encrypted: ClassVar[Encryption] = BY_URL
     """When spec.tls applies."""
 
 
@@ -324,7 +329,7 @@ class Elasticsearch(SinkType):
     auth: ElasticsearchAuth | None = Field(None, description="Who we are.")
     compression: Literal["None", "gzip"] = Field("gzip", description="Compression of requests.")
 
-    encryption: ClassVar[Encryption] = Encryption(
+    encrypted: ClassVar[Encryption] = Encryption(
         "{}.urls.all(url, url.startsWith('https://'))", lambda config: all(map(_https, config.urls))
     )
 
@@ -401,7 +406,7 @@ class Kafka(SinkType):
     compression: Literal["None", "gzip", "snappy", "lz4", "zstd"] = Field("zstd", description="Compression of batches.")
 
     proxied: ClassVar[bool] = False
-    encryption: ClassVar[Encryption] = BY_TRANSPORT
+    encrypted: ClassVar[Encryption] = BY_TRANSPORT
 
 
 class S3Encryption(Model):
@@ -512,6 +517,12 @@ class Azure(Model):
 _STORES: Final = ("s3", "gcs", "azure")
 
 
+class Integrity(Model):
+    """Digests of what is written, chained and signed: `audit-operator verify` says what was changed or removed."""
+
+    signing_key: SecretKeyReference = Field(description="Ed25519 private key (PEM, PKCS#8).")
+
+
 class ObjectStore(SinkType):
     """A bucket: one compressed object of JSON lines per batch."""
 
@@ -524,7 +535,7 @@ class ObjectStore(SinkType):
     )
     compression: Literal["None", "gzip", "zstd"] = Field("gzip", description="Compression of objects.")
 
-    encryption: ClassVar[Encryption] = Encryption(
+    encrypted: ClassVar[Encryption] = Encryption(
         " && ".join(f"(!has({{0}}.{store}) || {BY_ENDPOINT.rule.format(f'{{0}}.{store}')})" for store in _STORES),
         lambda config: all(
             BY_ENDPOINT.holds(store) for store in (config.s3, config.gcs, config.azure) if store is not None
@@ -561,7 +572,7 @@ class CloudWatch(SinkType):
     endpoint: Url | None = Field(None, description="Where CloudWatch Logs is, if not at its public address.")
     auth: AwsAuth = Field(AwsAuth(), description="Who we are; empty: what the receiver's environment offers.")
 
-    encryption: ClassVar[Encryption] = BY_ENDPOINT
+    encrypted: ClassVar[Encryption] = BY_ENDPOINT
 
     # PutLogEvents takes 10,000 events and 1 MiB, counting 26 bytes on top of each event.
     batch_limits: ClassVar[BatchLimits] = BatchLimits(max_events=10_000, max_bytes=1_000_000, max_age=2)
@@ -612,7 +623,7 @@ class GoogleCloudLogging(SinkType):
         None, description="Service account key (JSON); omitted: what the receiver's environment offers."
     )
 
-    encryption: ClassVar[Encryption] = BY_ENDPOINT
+    encrypted: ClassVar[Encryption] = BY_ENDPOINT
 
     # entries.write takes 10 MB.
     batch_limits: ClassVar[BatchLimits] = BatchLimits(max_events=1000, max_bytes=8_000_000, max_age=2)
@@ -662,7 +673,7 @@ class Syslog(SinkType):
     )
 
     proxied: ClassVar[bool] = False
-    encryption: ClassVar[Encryption] = BY_TRANSPORT
+    encrypted: ClassVar[Encryption] = BY_TRANSPORT
 
 
 class Signature(Model):
@@ -704,6 +715,24 @@ class FileRotation(Model):
     max_files: Integer = Field(10, ge=1, le=10000, description="Closed files that stay; the oldest goes first.")
 
 
+Recipient = Annotated[
+    str,
+    Field(
+        max_length=62,
+        pattern=grammar("^age1[02-9ac-hj-np-z]{58}$", "a recipient of age: age1 and 58 characters, no secret key"),
+        examples=["age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p"],
+    ),
+]
+
+
+class FileEncryption(Model):
+    """Encryption at rest in the age format: each batch is an age file of its own, nothing plain touches the disk."""
+
+    recipients: tuple[Recipient, ...] = Field(
+        min_length=1, max_length=16, description="Who can decrypt: public keys of age (X25519)."
+    )
+
+
 _PLACEHOLDER: Final = r"\{(cluster|namespace|sink|receiver)\}"
 _FILE_PART: Final = rf"([A-Za-z0-9_-]|{_PLACEHOLDER})([A-Za-z0-9_.-]|{_PLACEHOLDER})*"
 
@@ -729,10 +758,17 @@ class File(SinkType):
     )
     rotation: FileRotation = Field(FileRotation(), description="When a new file is begun.")
     compression: Literal["None", "gzip", "zstd"] = Field("gzip", description="Compression of closed files.")
+    integrity: Integrity | None = Field(None, description="Give closed files signed digests, and chain them.")
+    encryption: FileEncryption | None = Field(None, description="Encrypt; omitted: files are plain.")
+
+    @property
+    def usual_batch(self) -> BatchLimits:
+        """Encrypted, each batch is a file of its own: as large as objects."""
+        return ObjectStore.batch_limits if self.encryption else self.batch_limits
 
     network: ClassVar[bool] = False
     proxied: ClassVar[bool] = False
-    encryption: ClassVar[Encryption] = NEVER
+    encrypted: ClassVar[Encryption] = NEVER
 
 
 class Stdout(SinkType):
@@ -740,7 +776,7 @@ class Stdout(SinkType):
 
     network: ClassVar[bool] = False
     proxied: ClassVar[bool] = False
-    encryption: ClassVar[Encryption] = NEVER
+    encrypted: ClassVar[Encryption] = NEVER
 
 
 class SinkTypes(Model):
@@ -857,13 +893,13 @@ class AuditSinkSpec(SinkTypes):
         CelRule(
             rule="!has(self.tls) || "
             + " || ".join(
-                f"(has(self.{name}) && {kind.encryption.rule.format(f'self.{name}')})"
+                f"(has(self.{name}) && {kind.encrypted.rule.format(f'self.{name}')})"
                 for name, kind in SINK_TYPES.items()
-                if kind.encryption is not NEVER
+                if kind.encrypted is not NEVER
             ),
             message="tls needs an encrypted connection: https:// in the URL, transport TLS; file and stdout have none",
             holds=lambda self: (
-                self.tls is None or any(config.encryption.holds(config) for config in self._given.values())
+                self.tls is None or any(config.encrypted.holds(config) for config in self._given.values())
             ),
             field=".tls",
         ),
@@ -889,7 +925,7 @@ class AuditSinkSpec(SinkTypes):
     @property
     def batch_limits(self) -> BatchLimits:
         """spec.batch, completed by what suits the sink type."""
-        default = self.config.batch_limits
+        default = self.config.usual_batch
         return BatchLimits(
             max_events=self.batch.max_events or default.max_events,
             max_bytes=int(quantity(self.batch.max_bytes)) if self.batch.max_bytes else default.max_bytes,
@@ -899,7 +935,7 @@ class AuditSinkSpec(SinkTypes):
     @property
     def plaintext(self) -> bool:
         """Whether events leave the receiver's machine unencrypted."""
-        return self.config.network and not self.config.encryption.holds(self.config)
+        return self.config.network and not self.config.encrypted.holds(self.config)
 
     @property
     def hosts(self) -> tuple[str, ...]:

@@ -57,6 +57,7 @@ MODULES: Final[Mapping[str, str]] = {
 
 EXTRAS: Final[Mapping[str, str]] = {
     "elasticsearch": "elasticsearch",
+    "file": "age",
     "googleCloudLogging": "googlecloudlogging",
     "kafka": "kafka",
     "objectStore": "objectstore",
@@ -206,14 +207,16 @@ class Surroundings:
     """What a sink may know of where it runs.
 
     ``receiver``: the receiver's own name, the same after a restart. ``files``: the folder for file sinks on the
-    receiver's volume. ``claims``: the folder with claims mounted by name. ``refused_networks``: no connection is made
-    to an address in one of them (CIDRs), whatever name led there.
+    receiver's volume. ``claims``: the folder with claims mounted by name. ``state``: where sinks remember what must
+    outlive the process; nothing in it is an event. ``refused_networks``: no connection is made to an address in one of
+    them (CIDRs), whatever name led there.
     """
 
     cluster: str
     receiver: str
     files: Path
     claims: Path
+    state: Path
     refused_networks: Sequence[str] = field(default=())
 
 

@@ -1,22 +1,27 @@
 """file: one event per line in files on the receiver's volume; taken means synced.
 
 The file being written has the name from the settings. A closed one is named like the API server's own (lumberjack):
-``audit-2026-11-23T04-33-04.343515.log``, then compressed; the oldest closed files go.
+``audit-2026-11-23T04-33-04.343515.log``, then compressed, then, with `integrity`, gets its digest; the oldest go.
+
+With `encryption` nothing plain touches the disk. An age file cannot be appended to, so each batch is one, closed at
+once; those that would have been one file have its time in common and a number: ``audit-2026-…-000001.log.gz.age``.
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
-from pathlib import Path
-from typing import Final
+from pathlib import Path, PurePath
+from typing import Any, Final, TypeVar
 
-from audit_operator.receiver.compression import SUFFIX, Compression, compressed_copy
+from audit_operator.receiver.compression import SUFFIX, Compression, compress, compressed_copy
+from audit_operator.receiver.integrity import DIGEST, HEAD, LINES, Blocks, Manifest, Measured, measure
 from audit_operator.receiver.sinks import (
     TAKEN,
     Batch,
@@ -30,6 +35,15 @@ from audit_operator.receiver.sinks import (
     filled,
     settings,
 )
+from audit_operator.receiver.sinks.chain import (
+    TEMPORARY,
+    Chain,
+    Integrity,
+    Names,
+    replace,
+    state_path,
+    sync_folder,
+)
 from audit_operator.receiver.threads import OwnThread
 from audit_operator.render.program import SinkProgram
 from audit_operator.resources.meta import quantity, seconds
@@ -41,11 +55,20 @@ class _Rotation(Settings, frozen=True):
     max_files: int
 
 
+class _Encryption(Settings, frozen=True):
+    recipients: tuple[str, ...]
+
+
 class _File(Settings, frozen=True):
     path: str
     rotation: _Rotation
     claim_name: str | None = None
     compression: Compression = "gzip"
+    integrity: Integrity | None = None
+    encryption: _Encryption | None = None
+
+
+Encrypt = Callable[[bytes], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,22 +86,53 @@ def make(program: SinkProgram, surroundings: Surroundings) -> "File":
     given = settings(program, _File)
     folder = surroundings.claims / given.claim_name if given.claim_name else surroundings.files
     path = folder / filled(given.path, program, surroundings)
+    name = f"{program.namespace}/{program.name}"
     if ".." in path.parts or not path.is_relative_to(folder):
-        raise UnknownSinkError(f"sink {program.namespace}/{program.name}: path {given.path!r} leads out of its folder")
+        raise UnknownSinkError(f"sink {name}: path {given.path!r} leads out of its folder")
     rules = Rules(
         max_size=int(quantity(given.rotation.max_size)),
         max_age=seconds(given.rotation.max_age),
         max_files=given.rotation.max_files,
         compression=given.compression,
     )
-    return File(path, rules)
+    chain = None
+    if given.integrity is not None:
+        state = state_path(surroundings.state, name, {"claim": given.claim_name or "", "path": str(path)})
+        chain = Chain(state, Names(surroundings.cluster, name, surroundings.receiver), given.integrity)
+    return File(path, rules, chain=chain, encrypt=_encrypting(name, given.encryption))
+
+
+def _encrypting(name: str, given: _Encryption | None) -> Encrypt | None:
+    """Raises ImportError without the extra, UnknownSinkError for what is no recipient."""
+    if given is None:
+        return None
+    import pyrage  # type: ignore[import-untyped]  # noqa: PLC0415 - an extra that sinks without encryption do not need
+
+    recipients: list[Any] = []
+    for each in given.recipients:
+        try:
+            recipients.append(pyrage.x25519.Recipient.from_str(each))
+        except pyrage.RecipientError:
+            raise UnknownSinkError(
+                f"sink {name}: encryption.recipients: {each!r} is no recipient of age; `age-keygen -y` prints it"
+            ) from None
+    return lambda data: bytes(pyrage.encrypt(data, recipients))
 
 
 class File:
     """A file, and its closed predecessors. ``now``: seconds since the epoch."""
 
-    def __init__(self, path: Path, rules: Rules, now: Callable[[], float] = time.time) -> None:
-        self._log = _Log(path, rules, now)
+    def __init__(
+        self,
+        path: Path,
+        rules: Rules,
+        now: Callable[[], float] = time.time,
+        *,
+        chain: Chain | None = None,
+        encrypt: Encrypt | None = None,
+    ) -> None:
+        closed = _Closed(path, rules, chain, encrypted=encrypt is not None)
+        self._log = _Log(closed, now) if encrypt is None else _EncryptedLog(closed, encrypt, now)
         self._thread = OwnThread(f"file {path.name}")
 
     async def open(self) -> None:
@@ -112,37 +166,200 @@ def _explained(work: Callable[[], None]) -> None:
         raise UnreachableError(f"the volume: {(error.strerror or type(error).__name__).lower()}") from error
 
 
-_TEMPORARY: Final = ".tmp"
-_PACKED: Final = (".gz", ".zst")
 _LAST_LINE: Final = 1 << 16
 _LAST_BATCH: Final = 16 << 20
 """Bytes, read once at the start; a batch has 5 MiB unless the sink says otherwise."""
+_PIECE: Final = 1 << 20
+
+
+def closed_pattern(name: str) -> re.Pattern[str]:
+    """The names of closed files of the file ``name``. ``group``: what those have in common that would be one file,
+    were they not encrypted; sorts by time. ``plain``: the name without compression and encryption.
+    """
+    stem, suffix = re.escape(Path(name).stem), re.escape(Path(name).suffix)
+    moment = r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d\.\d{6}"
+    return re.compile(
+        rf"(?P<plain>(?P<group>{stem}-{moment})(-(?P<number>\d{{6}}))?{suffix})(?P<packed>\.gz|\.zst)?(?P<age>\.age)?"
+    )
+
+
+_MOMENT: Final = "%Y-%m-%dT%H-%M-%S.%f"
+
+
+class _Closed:
+    """The files that are closed: their names, compression, digests, and which of them go. Blocking."""
+
+    def __init__(self, path: Path, rules: Rules, chain: Chain | None, *, encrypted: bool) -> None:
+        self.path = path
+        self.rules = rules
+        self.chain = chain
+        self._encrypted = encrypted
+        self._pattern = closed_pattern(path.name)
+        self._head = re.compile(rf"{re.escape(path.name)}\.[0-9a-f]{{8}}{re.escape(HEAD)}")
+        self._temporary = re.compile(
+            f"({self._pattern.pattern}({re.escape(DIGEST)})?|{self._head.pattern}){re.escape(TEMPORARY)}"
+        )
+        self._head_of: tuple[int, str] | None = None
+
+    def open(self) -> None:
+        """Begin the chain, or go on with it."""
+        if self.chain is None:
+            return
+        if self.chain.open(self._anything):
+            # What was there before belongs to the chain, as it is now; what is there later did not come from us.
+            found = self._names()
+            self.chain.announce([name[0] for name in found if not self._digest(name).exists()])
+            self.chain.keep([name["group"] for name in found])
+        signed = self.chain.outstanding
+        if signed and not self.path.with_name(signed.file).exists():
+            self.chain.discard()
+        self._head_of = None
+        self._write_head()
+
+    def newest(self) -> str:
+        """The newest group; empty: there is none."""
+        if self.chain is not None:
+            return self.chain.kept[-1] if self.chain.kept else ""
+        names = self._names()
+        return names[-1]["group"] if names else ""
+
+    def parts(self, group: str) -> list[tuple[int, int]]:
+        """Number and size of its files."""
+        names = [name for name in self._names() if name["group"] == group and name["age"]]
+        return [(int(name["number"] or 0), self.path.with_name(name[0]).stat().st_size) for name in names]
+
+    def next_group(self, now: float) -> str:
+        """A name after all others, whatever the clock says."""
+        moment = datetime.fromtimestamp(now, UTC)
+        if newest := self.newest():
+            moment = max(moment, self._moment(newest) + timedelta(microseconds=1))
+        return f"{self.path.stem}-{moment.strftime(_MOMENT)}"
+
+    def began(self, group: str) -> float:
+        """Seconds since the epoch."""
+        return self._moment(group).timestamp()
+
+    def tidy(self) -> None:
+        """Compress and seal what is closed, drop what is too old."""
+        for path in self.path.parent.iterdir():
+            if self._temporary.fullmatch(path.name):
+                path.unlink()
+        suffix = SUFFIX[self.rules.compression]
+        announced = {self._plain(file) for file in self.chain.pending} if self.chain else set()
+        for name in self._names():
+            # What has a digest stays as it is.
+            mine = name["plain"] in announced if self.chain else not self._digest(name).exists()
+            if suffix and mine and not name["packed"] and not name["age"]:
+                _pack(self.path.with_name(name[0]), suffix, self.rules.compression)
+        self._seal()
+        # The group of encrypted files that is being written is not closed.
+        stay = self.rules.max_files + self._encrypted
+        if self.chain is not None:
+            self.chain.let_go(stay)
+            oldest = self.chain.oldest
+        else:
+            groups = sorted({name["group"] for name in self._names()})
+            oldest = groups[-stay] if len(groups) > stay else ""
+        self._write_head()
+        for name in self._names():
+            if name["group"] < oldest:
+                # The file first: a digest without its file is explained by the head, a file without digest by nothing.
+                self.path.with_name(name[0]).unlink()
+                self._digest(name).unlink(missing_ok=True)
+
+    def manifest(self, name: str, measured: Measured) -> Manifest:
+        """What is said of a file."""
+        assert self.chain is not None  # noqa: S101 - nobody else asks
+        return Manifest(
+            version=1,
+            object=name,
+            **self.chain.names._asdict(),
+            events=measured.events,
+            bytes=measured.bytes,
+            sha256=measured.sha256,
+            uncompressed_bytes=measured.uncompressed_bytes,
+            uncompressed_sha256=measured.uncompressed_sha256,
+            lines=Blocks(each=LINES, sha256=measured.blocks) if measured.blocks else None,
+        )
+
+    def digest_name(self, plain: str) -> str:
+        """Of the digest of the file with this name without compression."""
+        return f"{plain}{DIGEST}"
+
+    def publish(self) -> None:
+        """Write the digest that is signed and not there yet."""
+        if self.chain is not None and (signed := self.chain.outstanding):
+            replace(self.path.with_name(signed.name), signed.text.encode())
+            self.chain.advance()
+
+    def _seal(self) -> None:
+        chain = self.chain
+        if chain is None:
+            return
+        self.publish()
+        announced = {self._plain(file): file for file in chain.pending}
+        for name in self._names():
+            if file := announced.get(name["plain"]):
+                measured = measure(_pieces(self.path.with_name(name[0])), name[0])
+                digest = self.digest_name(name["plain"])
+                chain.sign(self.manifest(name[0], measured), digest, name[0], announced=file)
+                self.publish()
+        chain.forget(chain.pending)
+
+    def _write_head(self) -> None:
+        if self.chain is None:
+            return
+        says = (self.chain.sequence, self.chain.oldest)
+        if says != self._head_of:
+            name = self.chain.head_name(self.path.name)
+            head = self.chain.head(name, writing="" if self._encrypted else self.path.name)
+            replace(self.path.with_name(name), head)
+            self._head_of = says
+
+    def _names(self) -> list[re.Match[str]]:
+        """The oldest first: their names sort by time. Nobody else's files are among them."""
+        found = (self._pattern.fullmatch(path.name) for path in self.path.parent.iterdir())
+        return sorted((match for match in found if match), key=lambda match: match[0])
+
+    def _moment(self, group: str) -> datetime:
+        return datetime.strptime(group[len(self.path.stem) + 1 :], _MOMENT).replace(tzinfo=UTC)
+
+    def _digest(self, name: re.Match[str]) -> Path:
+        return self.path.with_name(self.digest_name(name["plain"]))
+
+    def _plain(self, file: str) -> str:
+        name = self._pattern.fullmatch(file)
+        return name["plain"] if name else file
+
+    def _anything(self) -> bool:
+        """Whether there is anything of a time before the chain."""
+        ours = re.compile(f"{self._pattern.pattern}({re.escape(DIGEST)})?|{self._head.pattern}")
+        there = any(ours.fullmatch(path.name) for path in self.path.parent.iterdir())
+        return there or (self.path.exists() and self.path.stat().st_size > 0)
 
 
 class _Log:
-    """The files themselves; blocking."""
+    """The file that is written; blocking."""
 
-    def __init__(self, path: Path, rules: Rules, now: Callable[[], float]) -> None:
-        self._path = path
-        self._rules = rules
+    def __init__(self, closed: _Closed, now: Callable[[], float]) -> None:
+        self._closed = closed
+        self._path = closed.path
+        self._rules = closed.rules
         self._now = now
         self._file: int | None = None
         self._size = 0
         # Lines at the end of the file when it was opened: what a crash kept from being noted as delivered comes again.
         # It is all in this file, for a new one is begun before a batch, never within.
         self._written: set[int] = set()
-        self._closed_name = re.compile(
-            rf"{re.escape(path.stem)}-\d{{4}}-\d\d-\d\dT\d\d-\d\d-\d\d\.\d{{6}}{re.escape(path.suffix)}"
-            rf"((\.gz|\.zst)({re.escape(_TEMPORARY)})?)?"
-        )
         # The file's own times do not tell when it was begun; this one's does, over restarts.
-        self._begun = path.with_name(f".{path.name}.begun")
+        self._begun = begun_path(self._path)
 
     def open(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._closed.open()
             self._size = _without_torn_line(file)
             self._written = _last_lines(file, self._size)
             os.fsync(file)
@@ -153,8 +370,8 @@ class _Log:
         if self._size == 0 or not self._begun.exists():
             self._begun.touch()
             os.utime(self._begun, (self._now(), self._now()))
-        _sync_folder(self._path.parent)
-        self._tidy()
+        sync_folder(self._path.parent)
+        self._closed.tidy()
 
     def append(self, events: list[bytes]) -> None:
         if self._file is None:
@@ -193,43 +410,112 @@ class _Log:
         return self._now() - self._begun.stat().st_mtime
 
     def _rotate(self) -> None:
-        moment = datetime.fromtimestamp(self._now(), UTC)
-        closed = self._closed_path(moment)
-        self._path.rename(closed)
+        group = self._closed.next_group(self._now())
+        name = f"{group}{self._path.suffix}"
+        if self._closed.chain is not None:
+            self._closed.chain.announce([name])
+            self._closed.chain.keep([group])
+        self._path.rename(self._path.with_name(name))
         self.close()
         self.open()
 
-    def _closed_path(self, moment: datetime) -> Path:
-        name = f"{self._path.stem}-{moment:%Y-%m-%dT%H-%M-%S.%f}{self._path.suffix}"
-        return self._path.with_name(name)
 
-    def _closed(self) -> list[Path]:
-        """Closed files, the oldest first: their names sort by time. Nobody else's files are touched."""
-        return sorted(path for path in self._path.parent.iterdir() if self._closed_name.fullmatch(path.name))
+class _EncryptedLog:
+    """Each batch a file of its own; blocking."""
 
-    def _tidy(self) -> None:
-        """Compress what is closed and not compressed yet, drop what is too old."""
-        for path in self._closed():
-            if path.name.endswith(_TEMPORARY):
-                path.unlink()
-        suffix = SUFFIX[self._rules.compression]
-        for path in self._closed():
-            if suffix and path.name.endswith(self._path.suffix) and path.suffix not in _PACKED:
-                _pack(path, suffix, self._rules.compression)
-        closed = self._closed()
-        for path in closed[: max(0, len(closed) - self._rules.max_files)]:
-            path.unlink()
+    def __init__(self, closed: _Closed, encrypt: Encrypt, now: Callable[[], float]) -> None:
+        self._closed = closed
+        self._path = closed.path
+        self._rules = closed.rules
+        self._encrypt = encrypt
+        self._now = now
+        self._lock: int | None = None
+        self._group = ""
+        self._number = 0
+        self._size = 0
+        self._last = 0
+        """Hash of the last batch that was written: when only what follows on that failed, it is not written again."""
+
+    def open(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(begun_path(self._path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._closed.open()
+        except BaseException:
+            os.close(lock)
+            raise
+        self._lock = lock
+        self._closed.tidy()
+        self._group = self._closed.newest()
+        parts = self._closed.parts(self._group)
+        self._number = max((number for number, _ in parts), default=0)
+        self._size = sum(size for _, size in parts)
+
+    def append(self, events: list[bytes]) -> None:
+        if self._lock is None:
+            self.open()
+        lines = b"".join(events)
+        if hash(lines) != self._last:
+            self._write(lines, len(events))
+            self._last = hash(lines)
+        self._closed.publish()
+        self._closed.tidy()
+        self._last = 0
+
+    def close(self) -> None:
+        if self._lock is not None:
+            lock, self._lock = self._lock, None
+            os.close(lock)
+
+    def _write(self, lines: bytes, events: int) -> None:
+        body = self._encrypt(compress(lines, self._rules.compression))
+        if (
+            not self._group
+            or self._size + len(body) > self._rules.max_size
+            or self._now() - self._closed.began(self._group) >= self._rules.max_age
+            or self._number == _LAST_NUMBER
+        ):
+            self._group, self._number, self._size = self._closed.next_group(self._now()), 0, 0
+        plain = f"{self._group}-{self._number + 1:06}{self._path.suffix}"
+        name = f"{plain}{SUFFIX[self._rules.compression]}.age"
+        if chain := self._closed.chain:
+            if signed := chain.outstanding:
+                # Its file was not written for certain; these are its events again.
+                self._path.with_name(signed.file).unlink(missing_ok=True)
+                chain.discard()
+            chain.keep([self._group])
+            measured = dataclasses.replace(measure([body], name), events=events)
+            chain.sign(self._closed.manifest(name, measured), self._closed.digest_name(plain), name)
+        replace(self._path.with_name(name), body)
+        self._number += 1
+        self._size += len(body)
+
+
+_P = TypeVar("_P", bound=PurePath)
+_LAST_NUMBER: Final = 999_999
+
+
+def begun_path(path: _P) -> _P:
+    """A file whose time says when ``path`` was begun."""
+    return path.with_name(f".{path.name}.begun")
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as stream:
+        while piece := stream.read(_PIECE):
+            yield piece
 
 
 def _pack(path: Path, suffix: str, compression: Compression) -> None:
     packed = path.with_name(path.name + suffix)
-    temporary = path.with_name(packed.name + _TEMPORARY)
+    temporary = path.with_name(packed.name + TEMPORARY)
     with path.open("rb") as source, temporary.open("wb") as target:
         compressed_copy(source, target, compression)
         target.flush()
         os.fsync(target.fileno())
     temporary.rename(packed)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     path.unlink()
 
 
@@ -252,12 +538,3 @@ def _last_lines(file: int, size: int) -> set[int]:
     """Hashes of the lines at the end, of the most that can have been written at once."""
     start = max(0, size - _LAST_BATCH)
     return {hash(line) for line in os.pread(file, size - start, start).splitlines(keepends=True)}
-
-
-def _sync_folder(folder: Path) -> None:
-    """So that names survive a power cut as their files do."""
-    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
