@@ -323,9 +323,7 @@ class Verification:
             "SELECT digest, retention FROM digests WHERE chain = ? ORDER BY sequence DESC LIMIT 1", (chain.report.id,)
         ).fetchone()
         found = _CLOSED.fullmatch(digest)
-        report = chain.report
-        prefix = f"{found[1]}{found[2]}" if found else f"_{report.sink.replace('/', '.')}.{report.receiver}"
-        return prefix, retention
+        return f"{found[1]}{found[2]}" if found else _objects(chain.report), retention
 
     def _misplaced(self) -> Iterator[Finding]:
         for id_, chain in self._chains.items():
@@ -522,15 +520,16 @@ class Verification:
 
     def _being_written(self, chain: _Chain) -> Iterator[Finding]:
         path = f"{chain.base}{chain.prefix}"
+        objects = chain.prefix == _objects(chain.report)
         self._tell(str(begun_path(PurePosixPath(path))))
-        if self._told(path):
+        if objects or self._told(path) or (chain.head is not None and not chain.head.writing):
             return
         if self._is_there(path):
             self._tell(path)
             yield Finding(
                 Kind.NOT_SEALED, path, "is being written; it gets its digest when it is closed", chain.report.id
             )
-        elif chain.head is not None and chain.head.writing:
+        elif chain.head is not None:
             # A crash may have come between closing it and beginning the next one.
             untold = self._data.execute(
                 "SELECT path FROM files WHERE told = 0 AND kind = 'file' AND path > ? AND path < ?",
@@ -676,6 +675,11 @@ def _base(path: str, name: str) -> str | None:
     if path == name:
         return ""
     return path.removesuffix(name) if path.endswith(f"/{name}") else None
+
+
+def _objects(report: ChainReport) -> str:
+    """What the name of the head of a chain of objects begins with."""
+    return f"_{report.sink.replace('/', '.')}.{report.receiver}"
 
 
 def _previous(row: _Row) -> Previous | None:

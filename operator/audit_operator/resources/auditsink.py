@@ -523,6 +523,18 @@ class Integrity(Model):
     signing_key: SecretKeyReference = Field(description="Ed25519 private key (PEM, PKCS#8).")
 
 
+class ObjectStoreIntegrity(Integrity):
+    """The same, and what the bucket's lifecycle may remove."""
+
+    retention_days: Integer | None = Field(
+        None,
+        ge=1,
+        le=36500,
+        description="Days after which the bucket's lifecycle removes objects; what is missing sooner was removed by "
+        "somebody else. Omitted: nothing may be missing.",
+    )
+
+
 class ObjectStore(SinkType):
     """A bucket: one compressed object of JSON lines per batch."""
 
@@ -534,6 +546,7 @@ class ObjectStore(SinkType):
         description="Folder of an object; its name (time, receiver, number, suffix) follows after a slash.",
     )
     compression: Literal["None", "gzip", "zstd"] = Field("gzip", description="Compression of objects.")
+    integrity: ObjectStoreIntegrity | None = Field(None, description="Make manifests signed digests, and chain them.")
 
     encrypted: ClassVar[Encryption] = Encryption(
         " && ".join(f"(!has({{0}}.{store}) || {BY_ENDPOINT.rule.format(f'{{0}}.{store}')})" for store in _STORES),

@@ -67,6 +67,7 @@ class Signed(msgspec.Struct, frozen=True):
 class _State(msgspec.Struct, frozen=True):
     """``pending``: files that are there, or may be, and have no digest yet. ``recent``: those that got theirs last.
     ``kept``: what retention counts, the oldest first; ``oldest``: names that sort before it are let go.
+    ``first_sequence``: of the events that the last digest is about.
     """
 
     id: str
@@ -77,6 +78,7 @@ class _State(msgspec.Struct, frozen=True):
     recent: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     oldest: str = ""
+    first_sequence: int = 0
 
 
 class Chain:
@@ -128,6 +130,11 @@ class Chain:
     def outstanding(self) -> Signed | None:
         """To be written where it belongs, before anything else; then `advance`."""
         return self._now_state.signed
+
+    @property
+    def first_sequence(self) -> int:
+        """The first event that the last digest is about; 0: there is none."""
+        return self._now_state.first_sequence
 
     def sealed(self, file: str) -> bool:
         """Whether the file got its digest lately."""
@@ -202,7 +209,8 @@ class Chain:
         if state.signed is None:
             return
         text = state.signed.text.encode()
-        link = msgspec.json.decode(text, type=Manifest).chain
+        manifest = msgspec.json.decode(text, type=Manifest)
+        link = manifest.chain
         assert link is not None  # noqa: S101 - `sign` made it
         last = Previous(
             sequence=link.sequence, digest=link.digest, file=link.file, sha256=_sha256(text), time=link.time
@@ -212,6 +220,7 @@ class Chain:
             signed=None,
             pending=tuple(file for file in state.pending if file not in state.signed.told),
             recent=(*state.recent, link.file)[-_RECENT:],
+            first_sequence=manifest.first_sequence or 0,
         )
 
     def head(self, name: str, *, writing: str = "") -> bytes:

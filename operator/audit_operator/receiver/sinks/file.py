@@ -290,6 +290,9 @@ class _Closed:
         """Write the digest that is signed and not there yet."""
         if self.chain is not None and (signed := self.chain.outstanding):
             replace(self.path.with_name(signed.name), signed.text.encode())
+            # Not before it is there: what never was must not count among those that stay.
+            if name := self._pattern.fullmatch(signed.file):
+                self.chain.keep([name["group"]])
             self.chain.advance()
 
     def _seal(self) -> None:
@@ -410,11 +413,9 @@ class _Log:
         return self._now() - self._begun.stat().st_mtime
 
     def _rotate(self) -> None:
-        group = self._closed.next_group(self._now())
-        name = f"{group}{self._path.suffix}"
+        name = f"{self._closed.next_group(self._now())}{self._path.suffix}"
         if self._closed.chain is not None:
             self._closed.chain.announce([name])
-            self._closed.chain.keep([group])
         self._path.rename(self._path.with_name(name))
         self.close()
         self.open()
@@ -472,7 +473,7 @@ class _EncryptedLog:
         body = self._encrypt(compress(lines, self._rules.compression))
         if (
             not self._group
-            or self._size + len(body) > self._rules.max_size
+            or (self._size and self._size + len(body) > self._rules.max_size)
             or self._now() - self._closed.began(self._group) >= self._rules.max_age
             or self._number == _LAST_NUMBER
         ):
@@ -484,7 +485,6 @@ class _EncryptedLog:
                 # Its file was not written for certain; these are its events again.
                 self._path.with_name(signed.file).unlink(missing_ok=True)
                 chain.discard()
-            chain.keep([self._group])
             measured = dataclasses.replace(measure([body], name), events=events)
             chain.sign(self._closed.manifest(name, measured), self._closed.digest_name(plain), name)
         replace(self._path.with_name(name), body)

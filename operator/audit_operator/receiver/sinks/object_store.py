@@ -3,14 +3,19 @@
 The same events make the same object: a repeated delivery writes it anew. An object's name tells its first event's time,
 the receiver, and which of the receiver's events it holds. The manifest's name begins with an underscore, so that
 Athena, Spark and their like do not take it for events.
+
+With `integrity` the manifest is a signed digest, and objects are signed one after the other: a digest once its object
+is there, and the next one once that digest is there, too.
 """
 
+import asyncio
 import hashlib
+import logging
 import re
 import socket
 import time
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -29,6 +34,7 @@ from obstore.exceptions import (
 from obstore.store import AzureStore, GCSStore
 
 from audit_operator.receiver.compression import SUFFIX, Compression, compress
+from audit_operator.receiver.integrity import LINES, MANIFEST, Blocks, Manifest, measure
 from audit_operator.receiver.sinks import (
     TAKEN,
     Batch,
@@ -51,9 +57,12 @@ from audit_operator.receiver.sinks import (
     settings,
 )
 from audit_operator.receiver.sinks.aws import AwsAuth, Signer, domain
+from audit_operator.receiver.sinks.chain import Chain, Integrity, Names, state_path
 from audit_operator.receiver.sinks.web import Client, Tls, error_of, networks, refuse_address
 from audit_operator.receiver.threads import OwnThread
 from audit_operator.render.program import SinkProgram
+
+logger = logging.getLogger(__name__)
 
 
 class _S3Encryption(Settings, frozen=True):
@@ -110,6 +119,7 @@ class _ObjectStore(Settings, frozen=True):
     s3: _S3 | None = None
     gcs: _Gcs | None = None
     azure: _Azure | None = None
+    integrity: Integrity | None = None
 
 
 class _Store(Protocol):
@@ -130,34 +140,63 @@ def make(program: SinkProgram, surroundings: Surroundings) -> "ObjectStore":
         store = _S3Store(given.s3, Client(program, surroundings))
     else:
         store = _other_store(given, program, surroundings)
-    names = {
-        "cluster": surroundings.cluster,
-        "sink": f"{program.namespace}/{program.name}",
-        "receiver": surroundings.receiver,
-    }
-    return ObjectStore(filled(given.prefix, program, surroundings), given.compression, names, store)
+    names = Names(surroundings.cluster, f"{program.namespace}/{program.name}", surroundings.receiver)
+    prefix = filled(given.prefix, program, surroundings)
+    chain = None
+    if given.integrity is not None:
+        path = state_path(surroundings.state, names.sink, {**_place(given), "folder": base_of(prefix)})
+        chain = Chain(path, names, given.integrity)
+    return ObjectStore(prefix, given.compression, names, store, chain)
+
+
+def _place(given: _ObjectStore) -> dict[str, str]:
+    """Which bucket it is."""
+    if given.s3 is not None:
+        return {"kind": "s3", "endpoint": given.s3.endpoint or "", "bucket": given.s3.bucket}
+    if given.gcs is not None:
+        return {"kind": "gcs", "endpoint": given.gcs.endpoint or "", "bucket": given.gcs.bucket}
+    assert given.azure is not None  # noqa: S101 - a rule of the resource
+    return {"kind": "azure", "account": given.azure.storage_account, "bucket": given.azure.container}
+
+
+def base_of(prefix: str) -> str:
+    """The folder that all objects are below, whatever their time: empty or with a slash at its end."""
+    parts = prefix.strip("/").split("/")
+    fixed = next((at for at, part in enumerate(parts) if "%" in part), len(parts))
+    return "".join(f"{part}/" for part in parts[:fixed])
 
 
 @dataclass(frozen=True, slots=True)
 class _Object:
-    """An object and its manifest; ``indices``: which of the batch's events it holds."""
+    """An object and what its manifest says; ``indices``: which of the batch's events it holds."""
 
     indices: Sequence[int]
-    key: str
+    folder: str
+    name: str
     body: bytes
-    manifest_key: str
-    manifest: bytes
+    manifest: Manifest
+
+    @property
+    def key(self) -> str:
+        return f"{self.folder}/{self.name}"
+
+    @property
+    def manifest_key(self) -> str:
+        return f"{self.folder}/_{self.name}{MANIFEST}"
 
 
 class ObjectStore:
     """A bucket. ``names``: what manifests say of where events come from."""
 
-    def __init__(self, prefix: str, compression: Compression, names: Mapping[str, str], store: _Store) -> None:
+    def __init__(
+        self, prefix: str, compression: Compression, names: Names, store: _Store, chain: Chain | None = None
+    ) -> None:
         self._prefix = prefix.strip("/")
         self._compression = compression
         self._names = names
         self._store = store
         self._thread = OwnThread("objects")
+        self._seals = None if chain is None else _Seals(chain, base_of(prefix), store, self._thread)
 
     async def open(self) -> None:
         """Nothing to do: the first delivery connects."""
@@ -172,8 +211,7 @@ class ObjectStore:
             # Compressing 64 MiB takes a good part of a second.
             made = await self._thread.run(partial(self._object, folder, indices, batch))
             try:
-                await self._store.put(made.key, made.body, _MEDIA_TYPE[self._compression])
-                await self._store.put(made.manifest_key, made.manifest, "application/json")
+                await self._put(made)
             except SinkError as error:
                 if not done:
                     raise
@@ -187,35 +225,109 @@ class ObjectStore:
         self._thread.stop()
         await self._store.close()
 
+    async def _put(self, made: _Object) -> None:
+        put = partial(self._store.put, made.key, made.body, _MEDIA_TYPE[self._compression])
+        if self._seals is not None:
+            await self._seals.put(made, put)
+            return
+        await put()
+        await self._store.put(made.manifest_key, msgspec.json.encode(made.manifest), _JSON)
+
     def _object(self, folder: str, indices: Sequence[int], batch: Batch) -> _Object:
         items = [batch.items[at] for at in indices]
         lines = b"".join([item.data + b"\n" for item in items])
         body = compress(lines, self._compression)
         name = self._name(items)
-        manifest = {
-            "version": 1,
-            "object": f"{folder}/{name}",
-            **self._names,
-            "events": len(items),
-            "firstSequence": items[0].sequence,
-            "lastSequence": items[-1].sequence,
-            "firstTimestamp": min(item.timestamp for item in items),
-            "lastTimestamp": max(item.timestamp for item in items),
-            "bytes": len(body),
-            "sha256": hashlib.sha256(body).hexdigest(),
-            "uncompressedBytes": len(lines),
-            "uncompressedSHA256": hashlib.sha256(lines).hexdigest(),
-        }
-        return _Object(
-            indices, f"{folder}/{name}", body, f"{folder}/_{name}.manifest.json", msgspec.json.encode(manifest)
+        manifest = Manifest(
+            version=1,
+            object=f"{folder}/{name}",
+            **self._names._asdict(),
+            events=len(items),
+            first_sequence=items[0].sequence,
+            last_sequence=items[-1].sequence,
+            first_timestamp=min(item.timestamp for item in items),
+            last_timestamp=max(item.timestamp for item in items),
+            bytes=len(body),
+            sha256=hashlib.sha256(body).hexdigest(),
+            uncompressed_bytes=len(lines),
+            uncompressed_sha256=hashlib.sha256(lines).hexdigest(),
+            lines=Blocks(each=LINES, sha256=measure([lines], "").blocks) if self._seals is not None else None,
         )
+        return _Object(indices, folder, name, body, manifest)
 
     def _name(self, items: Sequence[Item]) -> str:
         moment = re.sub("[^0-9TZ.]", "", items[0].timestamp)
         numbers = f"{items[0].sequence:012}-{items[-1].sequence:012}"
-        return f"{moment}_{self._names['receiver']}_{numbers}.jsonl{SUFFIX[self._compression]}"
+        return f"{moment}_{self._names.receiver}_{numbers}.jsonl{SUFFIX[self._compression]}"
 
 
+class _Seals:
+    """Puts objects and their digests, one after the other."""
+
+    def __init__(self, chain: Chain, base: str, store: _Store, thread: OwnThread) -> None:
+        self._chain = chain
+        self._base = base
+        self._store = store
+        self._thread = thread
+        self._one = asyncio.Lock()
+        self._opened = False
+        self._refused = ""
+
+    async def put(self, made: _Object, put: Callable[[], Awaitable[None]]) -> None:
+        """``put`` puts the object. Raises SinkError."""
+        async with self._one:
+            try:
+                await self._put(made, put)
+            except OSError as error:
+                reason = (error.strerror or type(error).__name__).lower()
+                raise UnreachableError(f"the chain of digests: the receiver's volume: {reason}") from error
+
+    async def _put(self, made: _Object, put: Callable[[], Awaitable[None]]) -> None:
+        chain, run = self._chain, self._thread.run
+        key, first = made.key.removeprefix(self._base), made.manifest.first_sequence or 0
+        if not self._opened:
+            # The receiver's first event ever has the number 1.
+            await run(partial(chain.open, lambda: first > 1))
+            self._opened = True
+        await self._finish()
+        if chain.sealed(key):
+            return  # it comes again after a crash; nothing overwrites what is signed
+        await run(partial(chain.announce, [key]))
+        if chain.sequence == 0 or (made.manifest.last_sequence or 0) < chain.first_sequence:
+            # The chain's beginning; or a name by which nobody could tell that this is newer than what is signed.
+            await self._put_head()
+        await put()
+        unfinished = [file for file in chain.pending if file != key]
+        digest = made.manifest_key.removeprefix(self._base)
+        await run(partial(chain.sign, made.manifest, digest, key, unfinished=unfinished))
+        await self._finish()
+        await self._try_head()
+
+    async def _finish(self) -> None:
+        """The digest that is signed is where it belongs."""
+        if signed := self._chain.outstanding:
+            await self._store.put(f"{self._base}{signed.name}", signed.text.encode(), _JSON)
+            await self._thread.run(self._chain.advance)
+
+    async def _put_head(self) -> None:
+        sink = self._chain.names.sink.replace("/", ".")
+        name = self._chain.head_name(f"_{sink}.{self._chain.names.receiver}")
+        head = await self._thread.run(partial(self._chain.head, name))
+        await self._store.put(f"{self._base}{name}", head, _JSON)
+
+    async def _try_head(self) -> None:
+        """An older head is right as well; some buckets let nobody overwrite anything."""
+        try:
+            await self._put_head()
+        except SinkError as error:
+            if str(error) != self._refused:
+                logger.warning("%s: the end of the chain cannot be written: %s", self._chain.names.sink, error)
+            self._refused = str(error)
+        else:
+            self._refused = ""
+
+
+_JSON: Final = "application/json"
 _MEDIA_TYPE: Final[Mapping[Compression, str]] = {
     "None": "application/x-ndjson",
     "gzip": "application/gzip",
