@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterable
 
-from bench import controller, evaluate, journal, lint, receiver, render, replay, requests, union
+from bench import controller, evaluate, integrity, journal, lint, receiver, render, replay, requests, union
 from bench.table import Row, show
 
 BENCHMARKS: dict[str, Callable[[], Iterable[Row]]] = {
@@ -16,6 +16,7 @@ BENCHMARKS: dict[str, Callable[[], Iterable[Row]]] = {
     "operator": controller.run,
     "journal": journal.run,
     "receiver": receiver.run,
+    "integrity": integrity.run,
 }
 
 

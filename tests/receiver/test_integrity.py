@@ -480,6 +480,23 @@ def test_a_receiver_killed_again_and_again_leaves_a_chain_without_a_gap(archive:
     assert sorted(set(lines(archive)) - {taken + 1}) == list(range(1, taken + 1))
 
 
+def test_what_is_verified_may_be_written_meanwhile(archive: Archive) -> None:
+    """Files are closed, compressed, sealed and removed by retention while they are looked at."""
+    writer = WRITER.replace("max_files=1000, max_size=3000", "max_files=3, max_size=1000")
+    arguments = [sys.executable, "-c", writer, str(Path(__file__).parent), str(archive.folder.parent), "1"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        while int(process.stdout.readline()) < 5:
+            pass
+        try:
+            for _ in range(40):
+                assert verified(archive.folder).findings == []
+                os.read(process.stdout.fileno(), 1 << 16)
+            assert process.poll() is None
+        finally:
+            process.kill()
+
+
 def test_turned_on_by_the_resource(tmp_path: Path) -> None:
     credential(tmp_path, "signing", "key.pem", pem(KEY))
     spec = {

@@ -746,7 +746,7 @@ def receive(
 
 @command(
     epilog=examples(
-        "audit-operator verify --public-key audit.pub /mnt/archive/audit-system/archive",
+        "audit-operator verify --public-key audit.pub /mnt/archive/audit-system",
         "audit-operator verify --public-key audit.pub \\\n    s3://audit-archive/prod/audit-system/archive",
         "audit-operator verify --public-key audit.pub --public-key old.pub \\\n"
         "    --known last-week.json -o json /mnt/archive",

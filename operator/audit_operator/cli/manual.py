@@ -13,8 +13,8 @@ _HEAD: Final = """\
 <!-- Generated from operator/audit_operator/cli/app.py by `make generate`; do not edit. -->
 # Command line
 
-Everything works without a cluster and without a network. Answers go to standard output, everything else to standard
-error. `-o json` gives every answer to programs.
+Everything but `run`, `receive` and `verify` of a bucket works without a cluster and without a network. Answers go to
+standard output, everything else to standard error. `-o json` gives every answer to programs.
 
 | exit code | means |
 |---|---|

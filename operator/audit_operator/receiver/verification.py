@@ -415,7 +415,7 @@ class Verification:
             # Something is in its place, which was said; or it has come since.
             if self._listed(path):
                 self._tell(file)
-        elif not self._expired(chain, previous.file, previous.time):
+        elif not self._may_be_gone(chain, previous.file, previous.time):
             before = previous.sequence - (last.sequence if last else 0) - 1
             more = f", and {before} before it" if before and (last or not self._retains(chain)) else ""
             listed = self._listed(file)
@@ -431,9 +431,22 @@ class Verification:
 
     def _expired(self, chain: _Chain, file: str, time: str) -> bool:
         """Whether retention may have removed it: the sink's, which the head tells, or the bucket's."""
-        if chain.oldest and file < chain.oldest:
+        if file < chain.oldest:
             return True
         return chain.retention is not None and _moment(time) + timedelta(days=chain.retention) <= self.now
+
+    def _may_be_gone(self, chain: _Chain, file: str, time: str) -> bool:
+        """The same, with what the head says now: retention goes on while we look."""
+        if self._expired(chain, file, time):
+            return True
+        for other in self._chains.values():
+            if other.head is None or (other.base, other.prefix) != (chain.base, chain.prefix):
+                continue
+            with contextlib.suppress(SignatureError):
+                head = _decoded(document(self._read(other.head_path) or b"", self.keys), Head)
+                if head.name == other.head.name:
+                    chain.oldest = max(chain.oldest, head.oldest)
+        return self._expired(chain, file, time)
 
     # --- what is chained ---
 
@@ -447,23 +460,12 @@ class Verification:
                     size += len(piece)
                     digest.update(piece)
             except FileNotFoundError:
-                if not self._expired(chain, row.file, row.time) and not self._let_go(chain, row):
+                if not self._may_be_gone(chain, row.file, row.time):
                     yield Finding(Kind.REMOVED, path, f"{row.path} names it", row.chain)
                 continue
             chain.report.files += 1
             if digest.hexdigest() != row.file_sha:
                 yield self._changed(row, path, size, digest.hexdigest())
-
-    def _let_go(self, chain: _Chain, row: _Row) -> bool:
-        """Whether retention removed it meanwhile: the head says so now."""
-        text = self._read(chain.head_path) if chain.head_path else None
-        if text is None:
-            return False
-        try:
-            head = _decoded(document(text, self.keys), Head)
-        except SignatureError:
-            return False
-        return head.head_of == row.chain and row.file < head.oldest
 
     def _changed(self, row: _Row, path: str, size: int, sha: str) -> Finding:
         other = self._data.execute(

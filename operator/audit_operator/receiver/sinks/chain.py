@@ -107,6 +107,8 @@ class Chain:
         else:
             return False
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for folder in self._path.parents[1:4]:  # state_path makes so many
+            sync_folder(folder)
         self._keep(_State(secrets.token_hex(16), "Anew" if anew() else "New"))
         return True
 

@@ -261,11 +261,14 @@ class _Closed:
             groups = sorted({name["group"] for name in self._names()})
             oldest = groups[-stay] if len(groups) > stay else ""
         self._write_head()
-        for name in self._names():
-            if name["group"] < oldest:
-                # The file first: a digest without its file is explained by the head, a file without digest by nothing.
-                self.path.with_name(name[0]).unlink()
-                self._digest(name).unlink(missing_ok=True)
+        gone = [name for name in self._names() if name["group"] < oldest]
+        for name in gone:
+            self.path.with_name(name[0]).unlink()
+        if gone and self.chain is not None:
+            # A digest without its file is explained by the head, a file without its digest by nothing.
+            sync_folder(self.path.parent)
+        for name in gone:
+            self._digest(name).unlink(missing_ok=True)
 
     def manifest(self, name: str, measured: Measured) -> Manifest:
         """What is said of a file."""
