@@ -126,10 +126,12 @@ def test_links_pipes_and_names_that_are_no_text_hold_nothing_up(archive: Archive
     (archive.folder / "link").symlink_to("/")
     (archive.folder / "dangling").symlink_to("/nonexistent/file")
     (archive.folder / os.fsdecode(b"caf\xe9.log")).write_text("{}\n")
+    (archive.folder / os.fsdecode(b"\xff")).mkdir()
+    (archive.folder / os.fsdecode(b"\xff/a")).write_text("{}\n")
     result = call("verify", "--public-key", key(archive), archive.folder)
     assert result.code == 1
     added = [line.split(": ")[1] for line in result.out.splitlines() if line.startswith("added")]
-    assert added == ["caf\\xe9.log", "dangling", "link", "pipe"]
+    assert added == ["\\xff/a", "caf\\xe9.log", "dangling", "link", "pipe"]
     # A file that has become a pipe is not there any more.
     closed(archive)[0].unlink()
     os.mkfifo(closed(archive)[0].with_name("again"))

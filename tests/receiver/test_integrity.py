@@ -34,7 +34,9 @@ from integrity_cases import (
     public_pem,
     verified,
 )
+from receiving import client, policy, program, sink
 from sink_cases import batch, credential, made
+from test_process import Process
 
 from audit_operator.receiver import integrity
 from audit_operator.receiver.integrity import SignatureError, document, fingerprint, measure
@@ -235,6 +237,26 @@ def test_earlier_reports_tell_when_ends_or_whole_chains_are_gone(archive: Archiv
     other = Known("0" * 32, 7, "", "audit-system/archive", "b")
     (finding,) = verified(archive.folder, known=[other]).findings
     assert "a whole chain of audit-system/archive and b is gone" in finding.message
+
+
+def test_what_is_planted_hides_nothing(written: Archive, tmp_path: Path) -> None:
+    """Digests of other chains under the same key, old heads, names that are newer by their ending only."""
+    folder, other = tmp_path / "copy", Archive(tmp_path / "other", tmp_path / "state")
+    shutil.copytree(written.folder, folder)
+    other.folder.mkdir()
+    other.write(*numbered(3), name="b.log")
+    (folder / "x.digest.json").write_bytes(next(other.folder.glob("*.digest.json")).read_bytes())
+    head = next(folder.glob("*.head.json"))
+    (folder / "0").mkdir()
+    shutil.copy(head, folder / "0")
+    newest = closed(written)[-1]
+    (folder / f"{newest}.zst").write_bytes(b"")
+    path = folder / f"{closed(written)[2]}.gz"
+    path.write_bytes(b"")
+    said = verified(folder).said
+    assert (Kind.CHANGED, path.name) in said
+    assert {(Kind.ADDED, "x.digest.json"), (Kind.ADDED, f"{newest}.zst")} < said
+    assert len([file for _, file in said if file.endswith("head.json")]) == 1
 
 
 def test_nothing_to_check_is_no_answer(tmp_path: Path) -> None:
@@ -553,3 +575,63 @@ def test_an_unknown_later_member_is_signed_like_the_rest(archive: Archive) -> No
     later = plain[:-1] + b',"fromLater":[1]}'
     head.write_bytes(later[:-1] + b',"signature":"' + base64.b64encode(KEY.sign(later)) + b'"}')
     assert verified(archive.folder, now=datetime.now(UTC)).findings == []
+
+
+# --- the whole receiver ----------------------------------------------------------------------------------------------
+
+
+def test_a_receiver_killed_under_load_loses_nothing_and_breaks_no_chain(tmp_path: Path) -> None:
+    """The process itself, with a plain and an encrypted sink, killed while it takes events, delivers and seals."""
+    pyrage = pytest.importorskip("pyrage")
+    identity = pyrage.x25519.Identity.generate()
+    key = tmp_path / "key.pem"
+    key.write_text(pem(KEY))
+    settings = {
+        "path": "{sink}/{receiver}.log",
+        "rotation": {"maxSize": "20Ki", "maxAge": "24h", "maxFiles": 1000},
+        "compression": "gzip",
+        "integrity": {"signingKey": {"file": str(key)}},
+    }
+    encrypted = settings | {"encryption": {"recipients": [str(identity.to_public())]}}
+    sinks = [sink("plain", settings=settings), sink("secret", settings=encrypted)]
+    sent = policy(sinks=("audit-system/plain", "audit-system/secret"))
+    receiver = Process(tmp_path, program(policies=[sent], sinks=sinks))
+    generator, acknowledged = random.Random(7), set[int]()
+
+    async def until_killed(first: int, posts: int) -> None:
+        async with client() as session:
+            for number in range(first, first + 100_000, 20):
+                if not await receiver.post(session, *range(number, number + 20)):
+                    return
+                acknowledged.update(range(number, number + 20))
+                posts -= 1
+                if posts == 0:
+                    # It goes on delivering and sealing while the next ones are on their way.
+                    os.kill(receiver.pid, signal.SIGKILL)
+
+    for round_ in range(5):
+        receiver.start()
+        asyncio.run(until_killed(round_ * 100_000, generator.randrange(10, 40)))
+        receiver.end(signal.SIGKILL)
+        for name in ("plain", "secret"):
+            folder = tmp_path / "state/files" / name
+            assert not list(folder.glob("*.json")) or verified(folder).findings == []
+    receiver.start()
+    assert receiver.end(signal.SIGTERM) == 0
+    assert len(acknowledged) > 100
+    for name in ("plain", "secret"):
+        folder = tmp_path / "state/files" / name
+        found = verified(folder)
+        assert found.findings == []
+        assert found.chains[0].last > 3
+        there: set[int] = set()
+        for path in folder.glob("*.log*"):
+            body = path.read_bytes()
+            if path.name.endswith(".json"):
+                continue
+            if path.suffix == ".age":
+                body = gzip.decompress(pyrage.decrypt(body, [identity]))
+            elif path.suffix == ".gz":
+                body = gzip.decompress(body)
+            there |= {int(msgspec.json.decode(line)["auditID"][-12:]) for line in body.splitlines()}
+        assert acknowledged <= there

@@ -304,7 +304,7 @@ def test_a_bucket_that_lets_nobody_overwrite_is_no_obstacle(tmp_path: Path) -> N
 def test_a_part_of_a_chain_is_no_chain(tmp_path: Path) -> None:
     store, part = written(tmp_path), Memory()
     part.objects = {key.removeprefix(f"{BASE}2026/"): body for key, body in store.objects.items() if "/2026/" in key}
-    with pytest.raises(CannotCheckError, match="name the folder above"):
+    with pytest.raises(CannotCheckError, match="name a folder above"):
         verified(part)
     moved = Memory()
     moved.objects = {f"copy/{key.removeprefix('prod/')}": body for key, body in store.objects.items()}

@@ -143,25 +143,32 @@ class _Folder:
             before = folders.pop()
             with os.scandir(self._path / before) as entries:
                 for entry in entries:
-                    # A name that is no text stands for itself in the report; nothing of ours has one.
-                    name = f"{before}{entry.name}".encode("utf-8", "surrogateescape").decode(
-                        "utf-8", "backslashreplace"
-                    )
+                    name = f"{before}{entry.name}"
                     if not entry.is_dir(follow_symlinks=False):
-                        yield name
+                        # Nothing of ours has a name that is no text; others can be told all the same.
+                        yield os.fsencode(name).decode("utf-8", "backslashreplace")
                     elif entry.name != "lost+found":
                         folders.append(f"{name}/")
 
     def pieces(self, name: str) -> Iterator[bytes]:
-        path = self._path / name
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        """Of links that lead nowhere, pipes and the like there are none: they are there, but nothing of ours."""
+        path = os.fsencode(self._path / name)
+        if not os.path.lexists(path):
+            path = _ESCAPED.sub(lambda found: bytes([int(found[1], 16)]), path)
         try:
-            if not stat.S_ISREG(os.fstat(file).st_mode):
-                raise FileNotFoundError(f"{path} is no file")
-            while piece := os.read(file, _PIECE):
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except FileNotFoundError:
+            if os.path.islink(path):  # noqa: PTH114 - bytes
+                return
+            raise
+        try:
+            while stat.S_ISREG(os.fstat(file).st_mode) and (piece := os.read(file, _PIECE)):
                 yield piece
         finally:
             os.close(file)
+
+
+_ESCAPED: Final = re.compile(rb"\\x([0-9a-f]{2})")
 
 
 def _bucket(url: str, endpoint: str) -> "Store":
@@ -172,7 +179,7 @@ def _bucket(url: str, endpoint: str) -> "Store":
         raise CliError(
             f"needs {error.name}, which is not installed", way_out="pip install 'audit-operator[objectstore]'"
         ) from None
-    config: dict[str, Any] = {"endpoint": endpoint} if endpoint else {}
+    config = {"base_url" if url.startswith("gs:") else "endpoint": endpoint} if endpoint else {}
     options: Any = {"allow_http": True} if endpoint.startswith("http://") else {}
     make: Any = from_url
     try:
@@ -208,7 +215,7 @@ class Bucket:
                 yield bytes(piece)
         except (FileNotFoundError, NotFoundError):
             raise FileNotFoundError(name) from None
-        except (BaseError, OSError) as error:
+        except (BaseError, OSError, ValueError) as error:
             raise CliError(_told(error), file=f"{self._url}: {name}") from None
 
 

@@ -68,12 +68,15 @@ class Finding:
 
 @dataclass(slots=True)
 class ChainReport:
-    """What is known of one chain. ``first``, ``last``: sequence numbers of the digests that are there."""
+    """What is known of one chain. ``first``, ``last``: sequence numbers of the digests that are there. ``retention``:
+    days after which a bucket's lifecycle removes what it is of.
+    """
 
     id: str
     cluster: str
     sink: str
     receiver: str
+    retention: int | None = None
     first: int = 0
     last: int = 0
     digests: int = 0
@@ -94,6 +97,7 @@ class Known(msgspec.Struct, frozen=True):
     sha256: str = ""
     sink: str = ""
     receiver: str = ""
+    retention: int | None = None
     ended: str = ""
 
 
@@ -157,7 +161,6 @@ class _Chain:
     prefix: str = ""
     head: Head | None = None
     head_path: str = ""
-    retention: int | None = None
     newest: _Row | None = None
     oldest: str = ""
 
@@ -187,7 +190,7 @@ class Verification:
     def _all(self) -> Iterator[Finding]:
         yield from self._read_heads()
         yield from self._read_digests()
-        self._find_bases()
+        yield from self._find_bases()
         yield from self._misplaced()
         for chain in self._chains.values():
             yield from self._walk(chain)
@@ -237,13 +240,21 @@ class Verification:
             except SignatureError as error:
                 yield Finding(Kind.SIGNATURE, name, f"the end of a chain {error}")
                 continue
-            base = _base(name, head.name)
-            if base is None or (head.head_of in self._chains and self._chains[head.head_of].head is not None):
+            base, other = _base(name, head.name), self._chains.get(head.head_of)
+            if base is None or (
+                other and other.head and self._trust(other.base, other.head) >= self._trust(base, head)
+            ):
                 yield Finding(Kind.ADDED, name, f"is a copy of {head.name}", head.head_of)
                 continue
-            report = ChainReport(head.head_of, head.cluster, head.sink, head.receiver)
+            if other:
+                yield Finding(Kind.ADDED, other.head_path, f"is a copy of {name}", head.head_of)
+            report = ChainReport(head.head_of, head.cluster, head.sink, head.receiver, head.retention_days)
             prefix = head.name.removesuffix(f".{head.head_of[:8]}{HEAD}")
-            self._chains[head.head_of] = _Chain(report, base, prefix, head, name, head.retention_days)
+            self._chains[head.head_of] = _Chain(report, base, prefix, head, name)
+
+    def _trust(self, base: str, head: Head) -> tuple[bool, int]:
+        """Which of a chain's heads to believe: the one that is where the chain is, then the newest."""
+        return head.last is not None and self._listed(f"{base}{head.last.digest}"), head.sequence
 
     def _read_digests(self) -> Iterator[Finding]:
         for name in self._names("digest"):
@@ -296,7 +307,8 @@ class Verification:
 
     # --- where chains are ---
 
-    def _find_bases(self) -> None:
+    def _find_bases(self) -> Iterator[Finding]:
+        nowhere = []
         for id_, chain in self._chains.items():
             if chain.head is None:
                 bases = (_base(row.path, row.digest) for row in self._rows(id_))
@@ -304,12 +316,19 @@ class Verification:
                     (base for base in bases if base is not None), key=lambda each: (len(each), each), default=None
                 )
                 if base is None:
-                    raise CannotCheckError(
-                        f"the digests of chain {id_[:8]} are not where they say they are; name the folder above, which "
-                        "all of the chain is in"
-                    )
+                    nowhere.append(id_)
+                    continue
                 chain.base = base
-                chain.prefix, chain.retention = self._of_newest(chain)
+                chain.prefix, chain.report.retention = self._of_newest(chain)
+        if nowhere and len(nowhere) == len(self._chains):
+            raise CannotCheckError(
+                "no digest is where it says that it is; name a folder above, which whole chains are in"
+            )
+        for id_ in nowhere:
+            for row in self._rows(id_):
+                yield Finding(Kind.ADDED, row.path, f"is the digest {row.digest} of a chain that is not here", id_)
+                self._tell_of(row.path)
+            del self._chains[id_]
         for chain in self._chains.values():
             place = (chain.base, chain.prefix)
             chain.oldest = max(
@@ -411,10 +430,10 @@ class Verification:
         """Digests are not there: ``previous``, and those between it and ``last``."""
         id_ = chain.report.id
         path, file = f"{chain.base}{previous.digest}", f"{chain.base}{previous.file}"
-        if self._is_there(path):
-            # Something is in its place, which was said; or it has come since.
-            if self._listed(path):
-                self._tell(file)
+        if self._listed(path):
+            self._tell(file)  # something else is in its place, which was said
+        elif self._is_there(path):
+            yield from self._late(chain, last, path)
         elif not self._may_be_gone(chain, previous.file, previous.time):
             before = previous.sequence - (last.sequence if last else 0) - 1
             more = f", and {before} before it" if before and (last or not self._retains(chain)) else ""
@@ -426,14 +445,31 @@ class Verification:
             if not listed:
                 yield Finding(Kind.REMOVED, file, f"{named_by} names it", id_)
 
+    def _late(self, chain: _Chain, last: _Row | None, path: str) -> Iterator[Finding]:
+        """A digest that has come since files were listed."""
+        try:
+            text = self._read(path) or b""
+            found = _decoded(document(text, self.keys), Manifest)
+        except SignatureError as error:
+            yield Finding(Kind.SIGNATURE, path, str(error), chain.report.id)
+            self._tell_of(path)
+            return
+        link = found.chain
+        if link is None or link.id != chain.report.id or f"{chain.base}{link.digest}" != path:
+            yield Finding(Kind.REORDERED, path, "holds another digest", chain.report.id)
+            return
+        self._insert(path, text, found, link)
+        if link.previous and (last is None or last.sequence < link.previous.sequence):
+            yield from self._gap(chain, last, link.previous, path)
+
     def _retains(self, chain: _Chain) -> bool:
-        return bool(chain.oldest) or chain.retention is not None
+        return bool(chain.oldest) or chain.report.retention is not None
 
     def _expired(self, chain: _Chain, file: str, time: str) -> bool:
         """Whether retention may have removed it: the sink's, which the head tells, or the bucket's."""
         if file < chain.oldest:
             return True
-        return chain.retention is not None and _moment(time) + timedelta(days=chain.retention) <= self.now
+        return chain.report.retention is not None and _age(time, self.now) >= chain.report.retention
 
     def _may_be_gone(self, chain: _Chain, file: str, time: str) -> bool:
         """The same, with what the head says now: retention goes on while we look."""
@@ -554,6 +590,8 @@ class Verification:
                 return Finding(Kind.NOT_SEALED, path, message, chain.report.id)
         if self._data.execute("SELECT 1 FROM unfinished WHERE path = ?", (path,)).fetchone():
             return Finding(Kind.UNFINISHED, path, "a crash ended its delivery; its events are in other objects, too")
+        if not self._is_there(path):
+            return None  # retention removed it, and its digest, meanwhile
         return Finding(Kind.ADDED, path, f"no digest names it{self._held(path)}")
 
     def _held(self, path: str) -> str:
@@ -580,9 +618,11 @@ class Verification:
         if name in head.pending:
             return True
         newest = chain.newest
-        if closed := closed_pattern(chain.prefix).fullmatch(name):
-            last = max(newest.file if newest else "", head.last.file if head.last else "")
-            return closed[0] > last and closed["group"] >= head.oldest
+        pattern = closed_pattern(chain.prefix)
+        if closed := pattern.fullmatch(name):
+            signed = (newest.file if newest else "", head.last.file if head.last else "")
+            known = [found["plain"] for file in signed if (found := pattern.fullmatch(file))]
+            return closed["plain"] > max(known, default="") and closed["group"] >= head.oldest
         found = _OBJECT.search(PurePosixPath(name).name)
         return bool(
             found
@@ -598,6 +638,8 @@ class Verification:
         for known in self.known:
             chain = self._chains.get(known.id)
             who = f"of {known.sink} and {known.receiver}" if known.sink else ""
+            if chain is None and known.retention is not None and _age(known.ended, self.now) >= known.retention:
+                continue
             if chain is None:
                 yield Finding(
                     Kind.REMOVED, known.id,
@@ -688,8 +730,9 @@ def _previous(row: _Row) -> Previous | None:
     return msgspec.json.decode(row.previous, type=Previous) if row.previous.startswith("{") else None
 
 
-def _moment(text: str) -> datetime:
-    return datetime.fromisoformat(text)
+def _age(time: str, now: datetime) -> float:
+    """In days."""
+    return (now - datetime.fromisoformat(time)) / timedelta(days=1)
 
 
 def _decoded(text: bytes, kind: type[_T]) -> _T:

@@ -728,12 +728,18 @@ class FileRotation(Model):
     max_files: Integer = Field(10, ge=1, le=10000, description="Closed files that stay; the oldest goes first.")
 
 
+_RECIPIENT: Final = "^age1[02-9ac-hj-np-z]{58}$"
+
+# A rule and not a pattern, which would repeat the value: it may be the secret key.
 Recipient = Annotated[
     str,
-    Field(
-        max_length=62,
-        pattern=grammar("^age1[02-9ac-hj-np-z]{58}$", "a recipient of age: age1 and 58 characters, no secret key"),
-        examples=["age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p"],
+    Field(max_length=255, examples=["age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p"]),
+    CelRule(
+        rule=f"self.matches('{_RECIPIENT}')",
+        message="must be a recipient of age, age1 and 58 characters, as `age-keygen -y` prints it; "
+        "the secret key stays with those who decrypt",
+        holds=lambda text: re.fullmatch(_RECIPIENT.rstrip("$"), text) is not None,
+        reason="FieldValueForbidden",
     ),
 ]
 

@@ -199,7 +199,7 @@ class _Closed:
         self._temporary = re.compile(
             f"({self._pattern.pattern}({re.escape(DIGEST)})?|{self._head.pattern}){re.escape(TEMPORARY)}"
         )
-        self._head_of: tuple[int, str] | None = None
+        self._head_of: tuple[object, ...] = ()
 
     def open(self) -> None:
         """Begin the chain, or go on with it."""
@@ -213,7 +213,7 @@ class _Closed:
         signed = self.chain.outstanding
         if signed and not self.path.with_name(signed.file).exists():
             self.chain.discard()
-        self._head_of = None
+        self._head_of = ()
         self._write_head()
 
     def newest(self) -> str:
@@ -315,7 +315,7 @@ class _Closed:
     def _write_head(self) -> None:
         if self.chain is None:
             return
-        says = (self.chain.sequence, self.chain.oldest)
+        says = (self.chain.sequence, self.chain.oldest, self.chain.pending)
         if says != self._head_of:
             name = self.chain.head_name(self.path.name)
             head = self.chain.head(name, writing="" if self._encrypted else self.path.name)
