@@ -458,6 +458,40 @@ def test_a_crash_at_any_step_leaves_nothing_that_looks_like_tampering(
     assert call > 60
 
 
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_a_power_cut_leaves_no_half_of_a_file(
+    encrypted: bool, archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What gets its name by a rename is on the disk before, all of it: digests, heads, what is packed, and states."""
+    synced: set[tuple[int, int]] = set()
+    real = {name: getattr(os, name) for name in ("fsync", "fdatasync", "rename", "replace")}
+    renamed: list[str] = []
+
+    def sync(name: str) -> Callable[[int], None]:
+        def act(file: int) -> None:
+            real[name](file)
+            synced.add((os.fstat(file).st_ino, os.fstat(file).st_size))
+
+        return act
+
+    def move(name: str) -> Callable[[Path, Path], None]:
+        def act(source: Path, target: Path) -> None:
+            found = Path(source).stat()
+            assert (found.st_ino, found.st_size) in synced, source
+            renamed.append(Path(target).name)
+            real[name](source, target)
+
+        return act
+
+    for name in ("fsync", "fdatasync"):
+        monkeypatch.setattr(os, name, sync(name))
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(os, name, move(name))
+    archive.write(*numbered(4), encrypt=(lambda data: data) if encrypted else None)
+    endings = {".digest.json", ".head.json", "a.log.json", ".gz.age" if encrypted else ".gz"}
+    assert all(any(name.endswith(ending) for name in renamed) for ending in endings)
+
+
 WRITER = """
 import asyncio, itertools, sys
 sys.path.insert(0, sys.argv[1])
