@@ -458,6 +458,31 @@ def test_a_crash_at_any_step_leaves_nothing_that_looks_like_tampering(
     assert call > 60
 
 
+def test_a_crash_while_a_chain_begins_leaves_nothing_that_looks_like_tampering(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With files of before, which are compressed already, or not yet, or half."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+    left, call = numbered(1), 0
+    while left:
+        archive = Archive(tmp_path / str(call) / "archive", tmp_path / str(call) / "state")
+        archive.folder.mkdir(parents=True)
+        (archive.folder / "a-2026-11-01T00-00-00.000000.log").write_bytes(batch(1).items[0].data + b"\n")
+        (archive.folder / "a-2026-11-01T00-00-00.000000.log.gz.tmp").write_bytes(b"half")
+        (archive.folder / "a-2026-10-01T00-00-00.000000.log.gz").write_bytes(gzip.compress(b"{}\n"))
+        now = clock(archive)
+        left = dies(archive.sink(now), call, batch(2))
+        if list(archive.folder.glob("*.json")):
+            assert verified(archive.folder).findings == [], call
+        archive.write(*left, batch(3), now=now)
+        after = verified(archive.folder)
+        assert after.findings == [], call
+        assert {note.kind for note in after.notes} == {Kind.NOT_SEALED, Kind.ANEW}, call
+        assert (after.chains[0].first, after.chains[0].last) == (1, 3), call
+        call += 1
+    assert call > 20
+
+
 @pytest.mark.parametrize("encrypted", [False, True])
 def test_a_power_cut_leaves_no_half_of_a_file(
     encrypted: bool, archive: Archive, monkeypatch: pytest.MonkeyPatch

@@ -562,19 +562,19 @@ class Verification:
         self._tell(str(begun_path(PurePosixPath(path))))
         if objects or self._told(path) or (chain.head is not None and not chain.head.writing):
             return
+        self._tell(path)
         if self._is_there(path):
-            self._tell(path)
             yield Finding(
                 Kind.NOT_SEALED, path, "is being written; it gets its digest when it is closed", chain.report.id
             )
-        elif chain.head is not None:
-            # A crash may have come between closing it and beginning the next one.
-            untold = self._data.execute(
-                "SELECT path FROM files WHERE told = 0 AND kind = 'file' AND path > ? AND path < ?",
-                (chain.base, f"{chain.base}\x7f"),
-            )
-            if not any(self._pending(chain, name) for (name,) in untold):
-                yield Finding(Kind.REMOVED, path, "was being written", chain.report.id)
+        elif (
+            chain.head is not None
+            # It was closed this moment and the next one is not begun, or a crash came in between: then the closed one
+            # is there. Files are listed anew, for it is newer than the list.
+            and not any(self._pending(chain, name) for name in self.store.names())
+            and not self._is_there(path)
+        ):
+            yield Finding(Kind.REMOVED, path, "was being written", chain.report.id)
 
     def _other(self, path: str) -> Finding | None:
         plain = path.removesuffix(TEMPORARY)

@@ -53,6 +53,16 @@ class Names(NamedTuple):
     receiver: str
 
 
+class Found(NamedTuple):
+    """What a chain begins with. ``anything``: there was something before. ``pending``: what of it has no digest, and
+    gets one as it is now; ``kept``: what retention counts.
+    """
+
+    anything: bool
+    pending: Collection[str] = ()
+    kept: Collection[str] = ()
+
+
 class Signed(msgspec.Struct, frozen=True):
     """A digest that may not be where it belongs yet. ``name``: where that is; ``file``: what it is of; ``told``: what
     was announced and is told of in it.
@@ -91,13 +101,13 @@ class Chain:
         self._now = now
         self._state: _State | None = None
 
-    def open(self, anew: Callable[[], bool]) -> bool:
-        """Go on with what is remembered, or begin. Whether it began. Raises OSError, and UnauthorizedError without a
-        key: nothing is to be written that could not be signed.
+    def open(self, look: Callable[[], Found]) -> None:
+        """Go on with what is remembered, or begin with what ``look`` finds. Raises OSError, and UnauthorizedError
+        without a key: nothing is to be written that could not be signed.
         """
         self._key()
         if self._state is not None:
-            return False
+            return
         try:
             self._state = msgspec.json.decode(self._path.read_bytes(), type=_State)
         except FileNotFoundError:
@@ -105,12 +115,13 @@ class Chain:
         except msgspec.DecodeError:
             logger.error("%s: what is known of its chain of digests is damaged; a new one begins", self.names.sink)
         else:
-            return False
+            return
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         for folder in self._path.parents[1:4]:  # state_path makes so many
             sync_folder(folder)
-        self._keep(_State(secrets.token_hex(16), "Anew" if anew() else "New"))
-        return True
+        found = look()
+        start: Literal["New", "Anew"] = "Anew" if found.anything else "New"
+        self._keep(_State(secrets.token_hex(16), start, pending=tuple(found.pending), kept=tuple(found.kept)))
 
     @property
     def id(self) -> str:

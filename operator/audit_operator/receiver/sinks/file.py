@@ -38,6 +38,7 @@ from audit_operator.receiver.sinks import (
 from audit_operator.receiver.sinks.chain import (
     TEMPORARY,
     Chain,
+    Found,
     Integrity,
     Names,
     replace,
@@ -205,11 +206,8 @@ class _Closed:
         """Begin the chain, or go on with it."""
         if self.chain is None:
             return
-        if self.chain.open(self._anything):
-            # What was there before belongs to the chain, as it is now; what is there later did not come from us.
-            found = self._names()
-            self.chain.announce([name[0] for name in found if not self._digest(name).exists()])
-            self.chain.keep([name["group"] for name in found])
+        # What was there before belongs to the chain, as it is now; what is there later did not come from us.
+        self.chain.open(self._found)
         signed = self.chain.outstanding
         if signed and not self.path.with_name(signed.file).exists():
             self.chain.discard()
@@ -337,11 +335,15 @@ class _Closed:
         name = self._pattern.fullmatch(file)
         return name["plain"] if name else file
 
-    def _anything(self) -> bool:
-        """Whether there is anything of a time before the chain."""
+    def _found(self) -> Found:
+        """What is there of a time before the chain."""
         ours = re.compile(f"{self._pattern.pattern}({re.escape(DIGEST)})?|{self._head.pattern}")
         there = any(ours.fullmatch(path.name) for path in self.path.parent.iterdir())
-        return there or (self.path.exists() and self.path.stat().st_size > 0)
+        return Found(
+            there or (self.path.exists() and self.path.stat().st_size > 0),
+            [name[0] for name in self._names() if not self._digest(name).exists()],
+            list(dict.fromkeys(name["group"] for name in self._names())),
+        )
 
 
 class _Log:

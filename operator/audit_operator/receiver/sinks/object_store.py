@@ -57,7 +57,7 @@ from audit_operator.receiver.sinks import (
     settings,
 )
 from audit_operator.receiver.sinks.aws import AwsAuth, Signer, domain
-from audit_operator.receiver.sinks.chain import Chain, Integrity, Names, state_path
+from audit_operator.receiver.sinks.chain import Chain, Found, Integrity, Names, state_path
 from audit_operator.receiver.sinks.web import Client, Tls, error_of, networks, refuse_address
 from audit_operator.receiver.threads import OwnThread
 from audit_operator.render.program import SinkProgram
@@ -287,7 +287,7 @@ class _Seals:
         key, first = made.key.removeprefix(self._base), made.manifest.first_sequence or 0
         if not self._opened:
             # The receiver's first event ever has the number 1.
-            await run(partial(chain.open, lambda: first > 1))
+            await run(partial(chain.open, lambda: Found(first > 1)))
             self._opened = True
         await self._finish()
         if chain.sealed(key):
