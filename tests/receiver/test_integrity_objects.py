@@ -258,6 +258,37 @@ async def _until_it_dies(store: Memory, folder: Path, cuts: list[int]) -> int:
     return cuts[-1]
 
 
+def test_deliveries_side_by_side_are_one_chain_whatever_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches overtake each other (concurrency above 1), some fail, some are given up half way, the process ends."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)  # no machine loses power here
+    generator = random.Random(3)
+    for round_ in range(10):
+        store, folder = Memory(), tmp_path / str(round_)
+        folder.mkdir()
+        left = [hours(*range(first, first + 3)) for first in range(1, 31, 3)]
+
+        async def run(left: list[Batch], store: Memory = store, folder: Path = folder) -> list[Batch]:
+            one = sink(store, folder)
+            generator.shuffle(left)
+            tasks = {asyncio.create_task(one.deliver(each)): each for each in left}
+            given_up = generator.choice(list(tasks))
+            asyncio.get_running_loop().call_later(generator.uniform(0, 0.02), given_up.cancel)
+            await asyncio.wait(tasks)
+            return [each for task, each in tasks.items() if task.cancelled() or task.exception() or task.result().retry]
+
+        while left:
+            store.fail = (store.puts + generator.randrange(20), generator.random() < 0.5)
+            left = asyncio.run(run(left))
+            assert verified_or_nothing(store) == [], round_
+        store.fail = (-1, False)
+        write(store, folder, hours(31))
+        after = verified(store)
+        assert after.findings == []
+        # Where another batch came before the receiver's very first event, nobody can tell that it was the first.
+        assert {note.kind for note in after.notes} <= {Kind.ANEW}
+        assert delivered(store) == list(range(1, 32))
+
+
 def test_what_a_lifecycle_removed_is_no_finding_and_what_went_sooner_is(tmp_path: Path) -> None:
     store = Memory()
     write(store, tmp_path, hours(1), hours(2), hours(3), hours(4), retention_days=30)
