@@ -712,3 +712,13 @@ def test_people_and_programs_wait_for_what_is_under_way_and_for_nothing_else(fou
     assert ("Reconciling" in types(status_)) == (not stalled and any(each.under_way for each in bad))
     assert types(status_)[-1] == "Ready"
     assert with_conditions(status_, *found) == status_
+
+
+def test_chains_of_digests_that_end_with_each_pod_are_warned_of() -> None:
+    spec = {"file": {"integrity": {"signingKey": {"name": "k", "key": "k"}}}}
+    sink = {"kind": "AuditSink", "metadata": {"name": "archive", "namespace": "audit-system"}, "spec": spec}
+    for storage, warned in (({"ephemeral": {}}, True), ({"persistentVolumeClaim": {}}, False)):
+        plan = planned(sink, backend(receiver={"storage": storage, "exposure": {"external": {"host": "a.example"}}}))
+        rendered = next(each for each in status(plan, "AuditBackend", "default").conditions if each.type == "Rendered")
+        assert ("audit-system/archive" in rendered.message) is warned
+        assert rendered.status == "True"

@@ -186,6 +186,7 @@ def render(resources: Resources, world: World) -> Plan:
         *([reached.unknown] if reached.unknown and webhook else []),
         *([] if webhook else _undelivered(policies)),
         *(_bodies_in_log(chosen.policy) if spec.log.enabled else ()),
+        *(_short_chains(sinks, spec) if webhook else ()),
         *(_unserved(item) for item in wanted if not is_served(item, world.served)),
     )
     waiting = {
@@ -330,6 +331,23 @@ def _sink_statuses(
         name = f"{entry.namespace}/{entry.name}"
         hash_ = text_hash(msgspec.json.encode(entry).decode())
         yield sink_status(sink, used[name], hash_, waiting.get(name))
+
+
+def _short_chains(sinks: Iterable[AuditSink], spec: AuditBackendSpec) -> Iterator[Problem]:
+    """Sinks whose chains of digests end with each pod."""
+    chained = [
+        f"{sink.metadata.namespace}/{sink.metadata.name}"
+        for sink in sinks
+        for kind in (sink.spec.file, sink.spec.object_store)
+        if kind is not None and kind.integrity is not None
+    ]
+    if chained and spec.receiver.storage.ephemeral is not None:
+        yield Problem(
+            "spec.receiver.storage.ephemeral",
+            f"ends the chains of digests of {', '.join(chained)} with every pod: each new one begins chains of its "
+            "own, and what the old one wrote last is never sealed",
+            way_out="use persistentVolumeClaim",
+        )
 
 
 def _undelivered(policies: Iterable[_Planned]) -> list[Problem]:
