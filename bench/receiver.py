@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import aiohttp
 import uvloop
 from aiohttp import web
+from isal import igzip
 
 from audit_operator.policy import presets
 from audit_operator.policy.events import split
@@ -117,8 +118,8 @@ def _sink(name: str) -> SinkProgram:
     return SinkProgram(
         namespace="audit-system",
         name=name,
-        type="http",
-        settings={"url": "http://127.0.0.1:PORT/audit", "compression": "gzip"},
+        type="elasticsearch",
+        settings={"urls": ["http://127.0.0.1:PORT"], "auth": {"apiKey": {"file": "FOLDER/api-key"}}},
         batch=WireBatch(max_events=1000, max_bytes=5 << 20, max_age=1.0),
         initial_backoff=0.2,
         max_backoff=1.0,
@@ -135,10 +136,12 @@ class _Receiver:
     """A receiver process in a folder of its own, and the server that its sinks deliver to."""
 
     def __init__(self, folder: Path, program: Program, sink_port: int) -> None:
+        from elasticsearch_double import KEY
         from tls_certificates import issued, written
 
         self.folder = folder
-        text = encode(program).replace(":PORT/", f":{sink_port}/")
+        text = encode(program).replace(":PORT", f":{sink_port}").replace("FOLDER", str(folder))
+        (folder / "api-key").write_text(KEY)
         (folder / "program.json").write_text(text)
         written(folder / "tls", issued("audit-receiver", "localhost"))
         written(folder / "client", issued("kube-apiserver"))
@@ -232,17 +235,26 @@ def _ready(port: int) -> bool:
 def _collector(
     port: "multiprocessing.sharedctypes.Synchronized[int]", keep: "multiprocessing.Queue[Any] | None"
 ) -> None:
-    """A sink's server: takes everything at once; with ``keep`` it tells which events it has."""
+    """A sink's server: the tests' double of Elasticsearch, which reads every document and answers for each; with
+    ``keep`` it tells which events it has.
+    """
+    from elasticsearch_double import Elasticsearch
+    from faults import Request
 
     async def main() -> None:
+        double = Elasticsearch()
+
         async def handle(request: web.BaseRequest) -> web.Response:
-            body = await request.read()
-            if keep is not None:
-                keep.put(re.findall(rb'"auditID":"([^"]*)"', body))
-            return web.Response()
+            body = igzip.decompress(await request.read())
+            headers = {name.lower(): value for name, value in request.headers.items()}
+            reply = double.answer(Request(request.method, request.path_qs, headers, body, body))
+            if keep is not None and reply.status == 200:
+                keep.put(double.taken)
+            double.stored.clear()
+            return web.Response(status=reply.status, body=reply.body, content_type="application/json")
 
         server = await asyncio.get_running_loop().create_server(
-            web.Server(handle, access_log=None, auto_decompress=keep is not None), "127.0.0.1", port.value
+            web.Server(handle, access_log=None, auto_decompress=False), "127.0.0.1", port.value
         )
         port.value = server.sockets[0].getsockname()[1]
         await asyncio.Event().wait()

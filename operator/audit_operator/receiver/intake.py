@@ -201,7 +201,7 @@ class Intake:
             # What was written is remembered, so that the repetition does not reach those sinks twice.
             for sink in parts:
                 if sink not in error.failed:
-                    self._duplicates.hold([each >> 64 for each in gathered.keys_of[sink]], sink)
+                    self._duplicates.hold([when for when, _ in gathered.keys_of[sink]], sink)
             raise BusyError(str(error)) from None
         for sink, entries in gathered.entries.items():
             self._metrics.journaled.labels(sink).inc(len(entries))
