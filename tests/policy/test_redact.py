@@ -836,6 +836,28 @@ def test_a_planted_secret_is_never_found_again(case: tuple[Request, dict[str, An
     assert not redacted.failed
 
 
+PODS_LIKE = st.sampled_from(["metadata", "spec", "status", "kind", "items", "a", "env"])
+BODIES = st.dictionaries(
+    PODS_LIKE,
+    st.recursive(
+        st.sampled_from(["Pod", "Secret", "SecretList", '{"kind":"Secret","data":{"a":"b"}}', "\u0001Secret", 1.5]),
+        lambda children: st.lists(children, max_size=3) | st.dictionaries(PODS_LIKE, children, max_size=3),
+        max_leaves=8,
+    ),
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(BODIES, st.sampled_from(["create", "patch"]))
+def test_a_body_that_is_not_searched_would_have_been_left_as_it_is(body: Any, verb: str) -> None:
+    redactor = Redactor([logins("spec.env", "spec.items[*].a", action=Action.MASK)])
+    request = a_request(verb, "logins", "example.com")
+    # So many brackets might be levels, so that this one is searched.
+    long = {**body, "long": "[" * (MAX_DEPTH + 1)}
+    after = redact(request, redactor=redactor, requestObject=body)
+    assert redact(request, redactor=redactor, requestObject=long) == {**after, "long": long["long"]}
+
+
 HARMLESS = TEXT.filter(lambda key: key.casefold() not in ("data", "stringdata", "kind", "items", "rows", "object"))
 
 

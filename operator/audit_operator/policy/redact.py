@@ -211,23 +211,35 @@ class Redactor:
             request: `request_of(event)`.
 
         """
-        redactions = self._redactions(request)
-        parts = (
-            ("requestObject", event.request_object),
-            ("responseObject", event.response_object),
-            ("annotations", event.annotations),
-            # Last: it may quote any of the others.
-            ("responseStatus", event.response_status),
+        return self.redact_parts(
+            request, event.request_object, event.response_object, event.annotations, event.response_status
         )
-        if not redactions and not any(_may_name_a_kind(bytes(raw)) for _, raw in parts if len(raw)):
+
+    def redact_parts(
+        self, request: Request, request_object: Raw, response_object: Raw, annotations: Raw, response_status: Raw
+    ) -> Redacted:
+        """`redact` for an event of which these parts are left; empty: it has none."""
+        redactions = self._redactions(request)
+        parts = [
+            (name, raw, _may_name_a_kind(raw))
+            for name, raw in (
+                ("requestObject", bytes(request_object)),
+                ("responseObject", bytes(response_object)),
+                ("annotations", bytes(annotations)),
+                # Last: it may quote any of the others.
+                ("responseStatus", bytes(response_status)),
+            )
+            if raw
+        ]
+        if not redactions and not any(named for _, _, named in parts):
             return _NOTHING
         run = _Run(self._kinds, self._hash_key, redactions)
         fields: dict[str, Raw] = {}
-        for name, raw in parts:
-            if len(raw) == 0 or not (run.suspicious or _may_name_a_kind(bytes(raw))):
+        for name, raw, named in parts:
+            if not (run.suspicious or named):
                 continue
             try:
-                fields[name] = Raw(_encode(run.rewrite(name, bytes(raw), request)))
+                fields[name] = Raw(_encode(run.rewrite(name, raw, request, named=named)))
             except Exception:  # whatever went wrong, the value must not pass
                 fields[name] = Raw(_encode(UNREDACTABLE))
                 run.failed.append(name)
@@ -245,7 +257,7 @@ class Redactor:
 class _Run:
     """One event being redacted. Values are replaced in copies; what is untouched is shared with the input."""
 
-    __slots__ = ("_hash_key", "_kinds", "_opened", "_redactions", "count", "failed")
+    __slots__ = ("_hash_key", "_kinds", "_opened", "_redactions", "_searched", "count", "failed")
 
     def __init__(
         self, kinds: Mapping[str, tuple[_Redaction, ...]], hash_key: bytes, redactions: tuple[_Redaction, ...]
@@ -254,6 +266,7 @@ class _Run:
         self._hash_key = hash_key
         self._redactions = redactions
         self._opened: tuple[type, ...] = (dict, list, str)
+        self._searched = True
         self.count = 0
         self.failed: list[str] = []
 
@@ -262,12 +275,14 @@ class _Run:
         """Whether there is something in this event, so that messages about it may quote it."""
         return bool(self._redactions) or self.count > 0 or bool(self.failed)
 
-    def rewrite(self, field: str, raw: bytes, request: Request) -> Any:
-        """The value of one of the event's top-level fields, redacted."""
+    def rewrite(self, field: str, raw: bytes, request: Request, *, named: bool) -> Any:
+        """The value of one of the event's top-level fields, redacted. ``named``: `_may_name_a_kind` of it."""
         value = _decode(raw)
         # Most bodies have many strings and nothing in them.
-        in_text = _may_name_a_kind_in_text(raw)
+        in_text = named and _may_name_a_kind_in_text(raw)
         self._opened = (dict, list, str) if in_text else (dict, list)
+        # Of one that names no kind nothing is left to look for but too many levels.
+        self._searched = named or raw.count(b"{") + raw.count(b"[") > MAX_DEPTH
         if field == "annotations":
             return self._annotations(value, request)
         may_quote = self.suspicious or in_text
@@ -403,6 +418,8 @@ class _Run:
 
     def _embedded(self, value: Any, depth: int) -> Any:
         """Objects of the built-in kinds wherever they are, and annotations that repeat an object with one in it."""
+        if not self._searched:
+            return value
         if isinstance(value, str):
             return self._text(value, depth)
         if not isinstance(value, dict | list):
@@ -523,6 +540,8 @@ def _is_status(value: Any) -> bool:
 _KINDS_PATTERN = rb'"(?:Secret|ConfigMap|TokenRe|CertificateSigningRequest|PodCertificateRequest)'
 _KIND_HINT = re.compile(_KINDS_PATTERN)
 _KIND_HINT_IN_TEXT = re.compile(rb"\\" + _KINDS_PATTERN)
+_FIRST_HINT = re.compile(rb'"[SCTP][eo][cnkrd]')
+"""How all of them begin; it takes half the time to find that nothing does."""
 _ESCAPED = re.compile(rb"\\u00(?:22|[4-7])")
 """A letter or a quotation mark that is written as an escape: in JSON within a string, the latter too."""
 
@@ -530,9 +549,24 @@ _JSON_TEXT = re.compile(r'\s*(?:\{\s*["}]|\[\s*[\[{]|"\s*[\\\[{])')
 """How text begins that is JSON and may have an object in it, which a template does not (``{{``)."""
 
 
+_SHORT = 200
+"""Bytes for which remembering an answer costs less than asking again."""
+_asked: Memo[bytes, bool] = Memo()
+
+
 def _may_name_a_kind(raw: bytes) -> bool:
     """Whether one of the kinds may be somewhere in this JSON: all bodies are asked, few are parsed."""
-    return _KIND_HINT.search(raw) is not None or (b"\\u00" in raw and _ESCAPED.search(raw) is not None)
+    if len(raw) > _SHORT:
+        return _names_a_kind(raw)
+    # Annotations and statuses, which repeat themselves.
+    found = _asked.get(raw)
+    return _asked.remember(raw, _names_a_kind(raw), len(raw)) if found is None else found
+
+
+def _names_a_kind(raw: bytes) -> bool:
+    if _FIRST_HINT.search(raw) is not None and _KIND_HINT.search(raw) is not None:
+        return True
+    return b"\\" in raw and b"\\u00" in raw and _ESCAPED.search(raw) is not None
 
 
 def _may_name_a_kind_in_text(raw: bytes) -> bool:

@@ -1,6 +1,5 @@
 """An event cut to a level, without managedFields, redacted. What is not touched stays as it was sent, byte for byte."""
 
-from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 import msgspec
@@ -35,20 +34,23 @@ def cut(raw: bytes, event: Event, request: Request, recorded: Level, wanted: "Wa
     if level is Level.MINIMAL:
         return Cut(_minimal(raw, event))
     changed: dict[str, Raw | None] = {}
+    request_object, response_object, annotations = event.request_object, event.response_object, event.annotations
     # What is there counts, not only what the recorded level promises.
-    if level < Level.REQUEST_RESPONSE and (recorded >= Level.REQUEST_RESPONSE or len(event.response_object)):
+    if level < Level.REQUEST_RESPONSE and (recorded >= Level.REQUEST_RESPONSE or len(response_object)):
         changed["responseObject"] = None
-    if level < Level.REQUEST and (recorded >= Level.REQUEST or len(event.request_object)):
+        response_object = _EMPTY
+    if level < Level.REQUEST and (recorded >= Level.REQUEST or len(request_object)):
         changed["requestObject"] = None
-        if _PATCH_HINT in bytes(event.annotations):
-            changed["annotations"] = _without_patches(event.annotations)
-    elif wanted.omit_managed_fields and b"managedFields" in raw:
+        request_object = _EMPTY
+        if _PATCH_HINT in bytes(annotations):
+            changed["annotations"] = left = _without_patches(annotations)
+            annotations = _EMPTY if left is None else left
+    elif wanted.omit_managed_fields:
         # The API server keeps them in the body of a PATCH: it records what was sent (LogRequestPatch).
         if request.verb != "patch":
-            _strip(changed, "requestObject", event.request_object)
-        if "responseObject" not in changed:
-            _strip(changed, "responseObject", event.response_object)
-    redacted = wanted.redacting.redact(event, request, changed)
+            request_object = _strip(changed, "requestObject", request_object)
+        response_object = _strip(changed, "responseObject", response_object)
+    redacted = wanted.redacting.redact(request, request_object, response_object, annotations, event.response_status)
     if redacted.fields:
         changed.update(redacted.fields)
     if not changed and level is recorded:
@@ -77,29 +79,22 @@ class Redacting:
         self._redactor = redactor
         self._memo: Memo[tuple[object, ...], Redacted] = Memo()
 
-    def redact(self, event: Event, request: Request, changed: Mapping[str, Raw | None]) -> Redacted:
-        """What to write in place of the event's fields once ``changed`` is done."""
-        if not (
-            (len(event.request_object) and "requestObject" not in changed)
-            or (len(event.response_object) and "responseObject" not in changed)
-            or changed.get("requestObject")
-            or changed.get("responseObject")
-        ):
-            status, annotations = bytes(event.response_status), bytes(changed.get("annotations") or event.annotations)
-            if "annotations" in changed and changed["annotations"] is None:
-                annotations = b""
-            # All that a redactor looks at: it is a pure function of these.
-            kind = (request.is_resource, request.api_group, request.resource, request.subresource, request.verb)
-            question = (kind, status, annotations)
-            found = self._memo.get(question)
-            if found is None:
-                length = len(status) + len(annotations) + sum(map(len, kind[1:]))
-                found = self._memo.remember(question, self._redact(event, request, changed), length)
-            return found
-        return self._redact(event, request, changed)
-
-    def _redact(self, event: Event, request: Request, changed: Mapping[str, Raw | None]) -> Redacted:
-        return self._redactor.redact(_changed(event, changed) if changed else event, request)
+    def redact(
+        self, request: Request, request_object: Raw, response_object: Raw, annotations: Raw, response_status: Raw
+    ) -> Redacted:
+        """See `Redactor.redact_parts`."""
+        parts = (request_object, response_object, annotations, response_status)
+        if len(request_object) or len(response_object):
+            return self._redactor.redact_parts(request, *parts)
+        # All that a redactor looks at: it is a pure function of these.
+        kind = (request.is_resource, request.api_group, request.resource, request.subresource, request.verb)
+        status, notes = bytes(response_status), bytes(annotations)
+        question = (kind, status, notes)
+        found = self._memo.get(question)
+        if found is None:
+            length = len(status) + len(notes) + sum(map(len, kind[1:]))
+            found = self._memo.remember(question, self._redactor.redact_parts(request, *parts), length)
+        return found
 
 
 class Wanted(NamedTuple):
@@ -113,17 +108,6 @@ class Wanted(NamedTuple):
 _LEVELS: Final = {level: Raw(f'"{level}"'.encode()) for level in Level}
 _PATCH_HINT: Final = PATCH_ANNOTATION.encode()
 _EMPTY: Final = Raw()
-_ATTRIBUTES: Final = {
-    "requestObject": "request_object",
-    "responseObject": "response_object",
-    "annotations": "annotations",
-}
-
-
-def _changed(event: Event, changed: Mapping[str, Raw | None]) -> Event:
-    """For the redactor, which looks at what is left only."""
-    values = {_ATTRIBUTES[name]: _EMPTY if value is None else value for name, value in changed.items()}
-    return msgspec.structs.replace(event, **values)
 
 
 def _one_line(data: bytes) -> bytes:
@@ -140,11 +124,14 @@ def _without_patches(annotations: Raw) -> Raw | None:
     return Raw(msgspec.json.encode(kept)) if kept else None
 
 
-def _strip(changed: dict[str, Raw | None], name: str, body: Raw) -> None:
-    if b"managedFields" in bytes(body):
+def _strip(changed: dict[str, Raw | None], name: str, body: Raw) -> Raw:
+    """The body without managedFields, which is in ``changed`` then."""
+    if len(body) and b"managedFields" in bytes(body):
         stripped = _without_managed_fields(body)
         if stripped is not None:
             changed[name] = stripped
+            return stripped
+    return body
 
 
 def _without_managed_fields(body: Raw) -> Raw | None:

@@ -18,11 +18,11 @@ from audit_operator.render.program import PolicyProgram, Program, policy_of, red
 
 
 class Decided(NamedTuple):
-    """What one policy makes of an event, for the metrics. ``origin``: its deciding rule, empty for none."""
+    """What one policy makes of an event, for the metrics. ``label``: the policy, its deciding rule, empty for none, and
+    the level.
+    """
 
-    policy: str
-    origin: str
-    level: Level
+    label: tuple[str, str, str]
     covered: bool
 
 
@@ -66,7 +66,7 @@ class _Policy:
         wish = Level.NONE if stage in decision.omit_stages else decision.level
         level = min(wish, recorded)
         origin = "" if decision.rule is None else self.origins[decision.rule]
-        return Decided(self.name, origin, level, wish.server <= recorded), level
+        return Decided((self.name, origin, str(level)), wish.server <= recorded), level
 
 
 _REMEMBERED: Final = 16384

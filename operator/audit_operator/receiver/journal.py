@@ -60,21 +60,28 @@ class _Block(msgspec.Struct, frozen=True, gc=False, array_like=True):
     entries: list[Entry]
 
 
-class Stored(NamedTuple):
-    """An event read back, and where reading goes on after it."""
-
-    server: str
-    entry: Entry
-    sequence: int
-    after: "Position"
-
-
 class Position(NamedTuple):
     """A place in a log: segment, offset of a block in it, and the number of the next event to read."""
 
     segment: int
     offset: int
     sequence: int
+
+
+class Stored(msgspec.Struct, frozen=True, gc=False):
+    """An event read back. ``begin``, ``end``: its block, and where that ends."""
+
+    server: str
+    entry: Entry
+    sequence: int
+    begin: Position
+    end: Position
+
+    @property
+    def after(self) -> Position:
+        """Where reading goes on after it."""
+        following = self.sequence + 1
+        return self.end if following == self.end.sequence else self.begin._replace(sequence=following)
 
 
 class Damage(NamedTuple):
@@ -400,11 +407,10 @@ class Log:
             here = Position(position.segment, found.start, sequence)
             after = Position(position.segment, found.end, found.first + found.events)
             block = _decode(found.payload)
-            events = []
-            for number, entry in enumerate(block.entries, start=found.first):
-                if number >= sequence:
-                    resumed = after if number + 1 == after.sequence else here._replace(sequence=number + 1)
-                    events.append(Stored(block.server, entry, number, resumed))
+            entries = block.entries[max(0, sequence - found.first) :]
+            events = [
+                Stored(block.server, entry, number, here, after) for number, entry in enumerate(entries, start=sequence)
+            ]
             if events:
                 return events, after, missing
             position = Position(position.segment, found.end, sequence)
@@ -482,8 +488,10 @@ class Log:
                 size += found[start].end - found[start].start
             for each in found[start:]:
                 block = _decode(each.payload)
+                begin = Position(last.first, each.start, each.first)
+                end = Position(last.first, each.end, each.first + each.events)
                 for number, entry in enumerate(block.entries, start=each.first):
-                    yield Stored(block.server, entry, number, Position(last.first, each.start, number + 1))
+                    yield Stored(block.server, entry, number, begin, end)
 
     def close(self) -> None:
         """Sync the cursor and close the files."""

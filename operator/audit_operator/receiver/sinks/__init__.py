@@ -107,10 +107,16 @@ class Batch:
         Of the cluster, API server and the event's own bytes. auditID, which clients choose, could make a sink take two
         events for one, with stage and stageTimestamp, too: two requests may end in one microsecond.
         """
-        return [
-            hashlib.blake2b(f"{self.cluster}\0{item.server}\0".encode() + item.audit, digest_size=16).hexdigest()
-            for item in self.items
-        ]
+        begun: dict[str, hashlib.blake2b] = {}
+        ids = []
+        for item in self.items:
+            if (beginning := begun.get(item.server)) is None:
+                beginning = hashlib.blake2b(f"{self.cluster}\0{item.server}\0".encode(), digest_size=16)
+                begun[item.server] = beginning
+            digest = beginning.copy()
+            digest.update(item.audit)
+            ids.append(digest.hexdigest())
+        return ids
 
 
 class Refusal(NamedTuple):

@@ -4,6 +4,7 @@ Every document is written with ``create`` and an id that is the same however oft
 (409) means that an earlier delivery arrived. A bulk request answers 200 with a status per document.
 """
 
+import asyncio
 import itertools
 import re
 from typing import Final, Literal
@@ -85,6 +86,7 @@ class Elasticsearch:
     ) -> None:
         self._given = given
         self._target = target
+        self._index = None if "%" in target else _encoded(target)
         self._client = client
         self._signer = signer
         self._stamped = stamped
@@ -102,10 +104,12 @@ class Elasticsearch:
         headers = {"Content-Type": "application/x-ndjson", "Accept": "application/json", **self._authorization()}
         signer = self._signer
         sign = None if signer is None else await signer.prepared("POST", url)
+        # Some milliseconds for a thousand events, in which nobody else would be answered.
+        body = await asyncio.to_thread(self._body, batch)
         answer = await self._client.send(
             "POST",
             url,
-            self._body(batch),
+            body,
             headers,
             sign=sign,
             largest_answer=_LARGEST_HEAD + _LARGEST_ITEM * len(batch.items),
@@ -123,11 +127,13 @@ class Elasticsearch:
     def _body(self, batch: Batch) -> bytes:
         lines = []
         for item, name in zip(batch.items, batch.ids(), strict=True):
-            index = dated(self._target, item.timestamp)
-            lines.append(msgspec.json.encode({"create": {"_index": index, "_id": name}}))
+            index = self._index or _encoded(dated(self._target, item.timestamp))
+            action = b'{"create":{"_index":%b,"_id":"%b"}}' % (index, name.encode())
             # A client cannot write top-level fields of an event: it has none of that name yet.
             lines.append(
-                b'{"@timestamp":%b,%b' % (_encoded(item.timestamp), item.data[1:]) if self._stamped else item.data
+                b'%b\n{"@timestamp":%b,%b' % (action, _encoded(item.timestamp), item.data[1:])
+                if self._stamped
+                else b"%b\n%b" % (action, item.data)
             )
         return b"\n".join(lines) + b"\n"
 
