@@ -36,10 +36,10 @@ def cut(raw: bytes, event: Event, request: Request, recorded: Level, wanted: "Wa
     changed: dict[str, Raw | None] = {}
     request_object, response_object, annotations = event.request_object, event.response_object, event.annotations
     # What is there counts, not only what the recorded level promises.
-    if level < Level.REQUEST_RESPONSE and (recorded >= Level.REQUEST_RESPONSE or len(response_object)):
+    if level < _RESPONSE and (recorded >= _RESPONSE or len(response_object)):
         changed["responseObject"] = None
         response_object = _EMPTY
-    if level < Level.REQUEST and (recorded >= Level.REQUEST or len(request_object)):
+    if level < _REQUEST and (recorded >= _REQUEST or len(request_object)):
         changed["requestObject"] = None
         request_object = _EMPTY
         if _PATCH_HINT in bytes(annotations):
@@ -95,6 +95,9 @@ class Redacting:
             length = len(status) + len(notes) + sum(map(len, kind[1:]))
             found = self._memo.remember(question, self._redactor.redact_parts(request, *parts), length)
         return found
+
+
+_REQUEST, _RESPONSE = Level.REQUEST, Level.REQUEST_RESPONSE
 
 
 class Wanted(NamedTuple):

@@ -7,6 +7,7 @@ blind a sink that it shares with the platform, nor lay bare what the platform's 
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from audit_operator.policy.evaluate import Evaluator
@@ -33,8 +34,9 @@ class Route(NamedTuple):
     sinks: tuple[str, ...]
 
 
-class Plan(NamedTuple):
-    """What becomes of events that are alike to all policies."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """What becomes of events that are alike to all policies. Each equals itself only, for they are counted."""
 
     routes: tuple[Route, ...]
     decided: tuple[Decided, ...]

@@ -377,7 +377,11 @@ class Worker:
 
     async def _attempt(self, sink: Sink, items: list[Item]) -> Result:
         batch = Batch(self._surroundings.cluster, items, sum(len(item.data) for item in items))
-        return await self._guarded(partial(sink.deliver, batch))
+        begun = time.perf_counter()
+        try:
+            return await self._guarded(partial(sink.deliver, batch))
+        finally:
+            self._metrics.spent("deliver", time.perf_counter() - begun)
 
     async def _guarded(self, call: Callable[[], Awaitable[Result]]) -> Result:
         try:

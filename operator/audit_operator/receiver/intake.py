@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from typing import Final, NamedTuple, Protocol, TypeVar
@@ -12,9 +14,9 @@ from typing import Final, NamedTuple, Protocol, TypeVar
 from msgspec import Raw
 
 from audit_operator.policy.events import Event, EventError, decode, split
-from audit_operator.policy.model import STAGES, Level
+from audit_operator.policy.model import STAGES, Level, Request
 from audit_operator.policy.request import request_of
-from audit_operator.receiver.cutting import Cut, cut
+from audit_operator.receiver.cutting import cut
 from audit_operator.receiver.deciding import Deciding, Plan
 from audit_operator.receiver.duplicates import Duplicates, Key, key, moment
 from audit_operator.receiver.journal import AppendError, Blocks, Entry, Journal, blocks
@@ -52,20 +54,41 @@ _AT_A_TIME: Final = 100
 """Events decided before others get a turn: a millisecond or two."""
 
 
+_MOST_PLANS: Final = 4096
+"""Counted before they become counters by policy; a second's POSTs have some hundred."""
+
 _LARGE: Final = 1 << 20
 """Bytes from which on a body is taken apart, and an event cut and redacted, in a thread: redaction of 20 MB takes more
 than a second, in which health checks and other API servers must be answered.
 """
 
 
-class _Gathered(NamedTuple):
-    """What a POST comes to."""
+@dataclass(slots=True)
+class _Gathered:
+    """What a POST comes to. ``plans``: of every event that is no repetition, for the metrics."""
 
-    entries: dict[str, list[Entry]]
-    keys: list[Key]
-    keys_of: dict[str, list[Key]]
-    waits: "set[asyncio.Future[bool]]"
-    malformed: list[Held]
+    entries: dict[str, list[Entry]] = field(default_factory=dict)
+    keys: list[Key] = field(default_factory=list)
+    waits: "set[asyncio.Future[bool]]" = field(default_factory=set)
+    malformed: list[Held] = field(default_factory=list)
+    plans: list[Plan] = field(default_factory=list)
+    redacted: int = 0
+    failed: list[str] = field(default_factory=list)
+    dropped: dict[str, int] = field(default_factory=dict)
+    repeated: int = 0
+    latest: str = ""
+
+
+class _Chosen(NamedTuple):
+    """An event that some sink gets, and did not have."""
+
+    item: Raw
+    raw: bytes
+    event: Event
+    request: Request
+    recorded: Level
+    plan: Plan
+    held: Collection[str]
 
 
 class Intake:
@@ -78,17 +101,23 @@ class Intake:
         self._duplicates = duplicates
         self.last_event: dict[str, str] = {}
         """API server -> stageTimestamp of the event last taken."""
-        self.not_covered: dict[str, int] = {}
-        """Policy -> events that were recorded at a lower level than it asks for, since the start."""
-
+        self._not_covered: dict[str, int] = {}
+        self._decided: Counter[Plan] = Counter()
+        metrics.before_reading(self.settle)
         self.dropped: dict[str, int] = {}
         """Sink -> events it does not get because its part of the journal was full, since the start."""
         # One: several would only take the interpreter from each other, and each large event is in the memory twice.
         self._aside = ThreadPoolExecutor(1, "large")
 
+    @property
+    def not_covered(self) -> Mapping[str, int]:
+        """Policy -> events that were recorded at a lower level than it asks for, since the start."""
+        self.settle()
+        return self._not_covered
+
     def keep(self, policies: Collection[str], sinks: Collection[str]) -> None:
         """Forget the counters of all others: policies and sinks come and go."""
-        for counters, known in ((self.not_covered, policies), (self.dropped, sinks)):
+        for counters, known in ((self._not_covered, policies), (self.dropped, sinks)):
             for name in counters.keys() - set(known):
                 del counters[name]
 
@@ -104,12 +133,14 @@ class Intake:
 
         Raises BodyError, and BusyError if that could not be done.
         """
+        begun = time.perf_counter()
         try:
             items = split(body) if len(body) < _LARGE else await self._in_thread(partial(split, body))
         except EventError as error:
             raise BodyError(str(error)) from None
+        self._metrics.spent("split", time.perf_counter() - begun)
         ours: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        gathered = _Gathered({}, [], {}, set(), [])
+        gathered = _Gathered()
         try:
             await self._gather(server, items, target, gathered, ours)
             await self._keep(server, gathered)
@@ -130,23 +161,53 @@ class Intake:
         self, server: str, items: Sequence[Raw], target: Target, gathered: _Gathered, ours: "asyncio.Future[bool]"
     ) -> None:
         deciding, full = target.deciding, frozenset(target.full())
-        duplicates, pending, taken = self._duplicates, self._duplicates.pending, self._duplicates.taken
-        plans: list[Plan] = []
-        cuts: list[Cut] = []
-        dropped: dict[str, int] = {}
-        repeated, latest = 0, ""
-        for index, item in enumerate(items):
-            if index % _AT_A_TIME == _AT_A_TIME - 1:
+        deciding_seconds = cutting_seconds = 0.0
+        for start in range(0, len(items), _AT_A_TIME):
+            if start:
                 await asyncio.sleep(0)
+            begun = time.perf_counter()
+            chosen = self._decide(server, items[start : start + _AT_A_TIME], deciding, gathered, ours)
+            decided = time.perf_counter()
+            for each in chosen:
+                try:
+                    if len(each.raw) < _LARGE:
+                        self._cut(each, full, gathered)
+                    else:
+                        await self._in_thread(partial(self._cut, each, full, gathered))
+                except Exception as error:
+                    gathered.malformed.append(_unreadable(server, each.item, error))
+                    continue
+                gathered.plans.append(each.plan)
+                gathered.latest = each.event.stage_timestamp
+            deciding_seconds += decided - begun
+            cutting_seconds += time.perf_counter() - decided
+        if gathered.latest:
+            self.last_event[self._metrics.server(server)] = gathered.latest
+        self._metrics.spent("decide", deciding_seconds)
+        self._metrics.spent("cut", cutting_seconds)
+        self._count(server, gathered)
+
+    def _decide(
+        self,
+        server: str,
+        items: Sequence[Raw],
+        deciding: Deciding,
+        gathered: _Gathered,
+        ours: "asyncio.Future[bool]",
+    ) -> list[_Chosen]:
+        """Those that must be cut: some sink gets them, and they did not come before."""
+        duplicates, pending, taken = self._duplicates, self._duplicates.pending, self._duplicates.taken
+        chosen = []
+        for item in items:
             try:
                 event = decode(item)
                 recorded = _recorded(event)
                 request = request_of(event)
                 plan = deciding.plan(request, event.stage, recorded)
-                latest = event.stage_timestamp
                 if not plan.routes:
                     # Whether it came before makes no difference to anybody.
-                    plans.append(plan)
+                    gathered.plans.append(plan)
+                    gathered.latest = event.stage_timestamp
                     continue
                 raw = bytes(item)
                 when = moment(server, event.audit_id, event.stage, event.stage_timestamp)
@@ -154,59 +215,54 @@ class Intake:
                 if name in pending or taken(name):
                     if (other := pending.get(name, ours)) is not ours:
                         gathered.waits.add(other)
-                    repeated += 1
+                    gathered.repeated += 1
                     continue
                 pending[name] = ours
                 gathered.keys.append(name)
-                forms = []
-                held = duplicates.held(when)
-                for wanted, sinks in plan.routes:
-                    open_ = [sink for sink in sinks if sink not in full and sink not in held]
-                    for sink in sinks:
-                        if sink in full:
-                            dropped[sink] = dropped.get(sink, 0) + 1
-                    if open_:
-                        done = (
-                            cut(raw, event, request, recorded, wanted)
-                            if len(raw) < _LARGE
-                            else await self._in_thread(partial(cut, raw, event, request, recorded, wanted))
-                        )
-                        forms.append((done, open_))
-            except EventError as error:
-                gathered.malformed.append(malformed(server, bytes(item), str(error), _now()))
-                continue
+                chosen.append(_Chosen(item, raw, event, request, recorded, plan, duplicates.held(when)))
             except Exception as error:
-                # Whatever is in an item, it does not cost the others; it is kept, and nobody gets it unredacted.
-                logger.exception("a bug: an item of API server %s goes to quarantine", server)
-                reason = f"this is a bug: {type(error).__name__}"
-                gathered.malformed.append(malformed(server, bytes(item), reason, _now()))
-                continue
-            plans.append(plan)
-            for done, sinks_ in forms:
-                if done.redacted or done.failed:
-                    cuts.append(done)
-                entry = Entry(event.audit_id, event.stage, event.stage_timestamp, done.data)
-                for sink in sinks_:
-                    gathered.entries.setdefault(sink, []).append(entry)
-                    gathered.keys_of.setdefault(sink, []).append(name)
-        if latest:
-            self.last_event[self._metrics.server(server)] = latest
-        self._count(server, plans, cuts, dropped, repeated)
+                gathered.malformed.append(_unreadable(server, item, error))
+        return chosen
+
+    def _cut(self, chosen: _Chosen, full: Collection[str], gathered: _Gathered) -> None:
+        """Into ``gathered``, for every sink that gets it, or not at all."""
+        _, raw, event, request, recorded, plan, held = chosen
+        forms = []
+        for wanted, sinks in plan.routes:
+            getting = sinks
+            if full or held:
+                getting = tuple(sink for sink in sinks if sink not in full and sink not in held)
+                for sink in full:
+                    if sink in sinks:
+                        gathered.dropped[sink] = gathered.dropped.get(sink, 0) + 1
+            if getting:
+                forms.append((cut(raw, event, request, recorded, wanted), getting))
+        for done, getting in forms:
+            gathered.redacted += done.redacted
+            gathered.failed += done.failed
+            entry = Entry(event.audit_id, event.stage, event.stage_timestamp, done.data)
+            for sink in getting:
+                entries = gathered.entries.get(sink)
+                if entries is None:
+                    entries = gathered.entries[sink] = []
+                entries.append(entry)
 
     async def _keep(self, server: str, gathered: _Gathered) -> None:
         if gathered.malformed:
             await self._set_aside(server, gathered.malformed)
         if not gathered.entries:
             return
+        begun = time.perf_counter()
         parts: Mapping[str, Blocks] = {sink: blocks(server, entries) for sink, entries in gathered.entries.items()}
         try:
             await self._journal.append(parts)
         except AppendError as error:
             # What was written is remembered, so that the repetition does not reach those sinks twice.
-            for sink in parts:
+            for sink, entries in gathered.entries.items():
                 if sink not in error.failed:
-                    self._duplicates.hold([when for when, _ in gathered.keys_of[sink]], sink)
+                    self._duplicates.hold((moment(server, *_identity(entry)) for entry in entries), sink)
             raise BusyError(str(error)) from None
+        self._metrics.spent("journal", time.perf_counter() - begun)
         for sink, entries in gathered.entries.items():
             self._metrics.journaled.labels(sink).inc(len(entries))
 
@@ -220,36 +276,49 @@ class Intake:
         except OSError as error:
             raise BusyError(f"quarantine: {error.strerror}") from None
 
-    def _count(
-        self,
-        server: str,
-        plans: Sequence[Plan],
-        cuts: Sequence[Cut],
-        dropped: Mapping[str, int],
-        repeated: int,
-    ) -> None:
+    def _count(self, server: str, gathered: _Gathered) -> None:
         metrics = self._metrics
-        different = {id(plan): plan for plan in plans}
-        sums: dict[tuple[str, str, str], int] = {}
-        for number, events in Counter(map(id, plans)).items():
-            for label, covered in different[number].decided:
-                sums[label] = sums.get(label, 0) + events
-                if not covered:
-                    policy = label[0]
-                    metrics.not_covered.labels(policy).inc(events)
-                    self.not_covered[policy] = self.not_covered.get(policy, 0) + events
-        for label, events in sums.items():
-            metrics.decided.labels(*label).inc(events)
-        if cuts:
-            metrics.redacted.inc(sum(each.redacted for each in cuts))
-            for each in cuts:
-                for name in each.failed:
-                    metrics.failed_closed.labels(name).inc()
-        for sink, events in dropped.items():
+        self._decided.update(gathered.plans)
+        if len(self._decided) >= _MOST_PLANS:
+            self.settle()
+        if gathered.redacted:
+            metrics.redacted.inc(gathered.redacted)
+        for name in gathered.failed:
+            metrics.failed_closed.labels(name).inc()
+        for sink, events in gathered.dropped.items():
             metrics.dropped.labels(sink).inc(events)
             self.dropped[sink] = self.dropped.get(sink, 0) + events
-        if repeated:
-            metrics.duplicates.labels(metrics.server(server)).inc(repeated)
+        if gathered.repeated:
+            metrics.duplicates.labels(metrics.server(server)).inc(gathered.repeated)
+
+    def settle(self) -> None:
+        """Bring the counters by policy up to date: counted are plans, for a POST has events of a hundred labels."""
+        counted, self._decided = self._decided, Counter()
+        sums: Counter[tuple[str, str, str]] = Counter()
+        missing: Counter[str] = Counter()
+        for plan, events in counted.items():
+            for label, covered in plan.decided:
+                sums[label] += events
+                if not covered:
+                    missing[label[0]] += events
+        for label, events in sums.items():
+            self._metrics.decided.labels(*label).inc(events)
+        for policy, events in missing.items():
+            self._metrics.not_covered.labels(policy).inc(events)
+            self._not_covered[policy] = self._not_covered.get(policy, 0) + events
+
+
+def _unreadable(server: str, item: Raw, error: Exception) -> Held:
+    """Whatever is in an item, it does not cost the others; it is kept, and nobody gets it unredacted."""
+    reason = str(error)
+    if not isinstance(error, EventError):
+        logger.error("a bug: an item of API server %s goes to quarantine", server, exc_info=error)
+        reason = f"this is a bug: {type(error).__name__}"
+    return malformed(server, bytes(item), reason, _now())
+
+
+def _identity(entry: Entry) -> tuple[str, str, str]:
+    return entry.audit_id, entry.stage, entry.timestamp
 
 
 def _recorded(event: Event) -> Level:

@@ -75,9 +75,19 @@ class Metrics:
             "From a POST's headers to its answer.",
             (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.5, 10.0),
         )
+        self._stage_seconds = counter(
+            "stage_seconds",
+            "Seconds on the clock, by stage of the pipeline: receive to journal of all POSTs, deliver of all sinks.",
+            "stage",
+        )
         self.latency = Latency()
         registry.register(self.latency)
         self._refresh: Callable[[], None] = lambda: None
+        self._settle: Callable[[], None] = lambda: None
+
+    def spent(self, stage: str, seconds: float) -> None:
+        """So long a POST, or a batch, was at this stage."""
+        self._stage_seconds.labels(stage).inc(seconds)
 
     def server(self, name: str) -> str:
         """The label for an API server."""
@@ -88,12 +98,17 @@ class Metrics:
             return name
         return "others"
 
+    def before_reading(self, settle: Callable[[], None]) -> None:
+        """``settle`` brings counters up to date that are counted elsewhere meanwhile."""
+        self._settle = settle
+
     def on_scrape(self, refresh: Callable[[], None]) -> None:
         """``refresh`` sets the gauges before each scrape."""
         self._refresh = refresh
 
     def keep(self, policies: Collection[str], sinks: Collection[str]) -> None:
         """Drop the series of all others: policies and sinks come and go, and series would pile up."""
+        self._settle()
         for each in self._labelled:
             for label, known in (("policy", policies), ("sink", sinks)):
                 if label in each._labelnames:
@@ -104,6 +119,7 @@ class Metrics:
 
     async def text(self) -> bytes:
         """In Prometheus' text format. A thousand policies have tens of thousands of series."""
+        self._settle()
         self._refresh()
         return await asyncio.to_thread(generate_latest, self._registry)
 

@@ -322,9 +322,11 @@ class Server:
         except TimeoutError:
             return _busy("too many requests at the same time")
         try:
+            begun = time.perf_counter()
             body = await _body(request, limit)
             if body is None:
                 return _text(413, f"a body may have {limit} bytes")
+            self._metrics.spent("receive", time.perf_counter() - begun)
             events = await self._intake.take(server, body, _Target(deciding, running.full))
         except TimeoutError:
             return _text(408, f"the body did not come within {_BODY_SECONDS:g} s")
