@@ -13,6 +13,8 @@ from typing import TypeVar
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
+from audit_operator.policy.memo import Memo
+
 Fields = dict[str, Raw]
 """An event as its top-level fields, in order, undecoded: fields of a later API version pass through unchanged."""
 
@@ -46,7 +48,7 @@ class ObjectRef(msgspec.Struct, frozen=True, gc=False, rename="camel"):
 class Event(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     """What decisions need of an event of audit.k8s.io/v1. For reading only: `fields` has all of it, for writing it on.
 
-    Bodies, status and annotations are JSON bytes, empty where the event has none.
+    Bodies, status, annotations and `recorded_user` are JSON bytes, empty where the event has none.
     """
 
     level: str = ""
@@ -54,13 +56,31 @@ class Event(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     stage: str = ""
     request_uri: str = msgspec.field(default="", name="requestURI")
     verb: str = ""
-    user: UserInfo = UserInfo()
+    recorded_user: Raw = msgspec.field(default=Raw(), name="user")
     object_ref: ObjectRef | None = None
     response_status: Raw = Raw()
     request_object: Raw = Raw()
     response_object: Raw = Raw()
     stage_timestamp: str = ""
     annotations: Raw = Raw()
+
+    @property
+    def user(self) -> UserInfo:
+        """Who sent the request. The same few do all day, so that it is mostly decoded already."""
+        recorded = bytes(self.recorded_user)
+        found = _users.get(recorded)
+        return _users.remember(recorded, _user(recorded), len(recorded)) if found is None else found
+
+
+def _user(recorded: bytes) -> UserInfo:
+    try:
+        return _decoded_user(recorded) if recorded else UserInfo()
+    except (RecursionError, ValueError):
+        pass
+    try:
+        return _lenient(UserInfo, fields(recorded))
+    except EventError:  # not even an object
+        return UserInfo()
 
 
 class _Document(msgspec.Struct, frozen=True, gc=False):
@@ -69,6 +89,8 @@ class _Document(msgspec.Struct, frozen=True, gc=False):
 
 _document = msgspec.json.Decoder(_Document)
 _event = msgspec.json.Decoder(Event)
+_decoded_user = msgspec.json.Decoder(UserInfo).decode
+_users: Memo[bytes, UserInfo] = Memo()
 _fields = msgspec.json.Decoder(Fields)
 
 
@@ -125,11 +147,15 @@ def event_of(mapping: Mapping[str, object]) -> Event:
     """The event in a mapping with the API's field names, without bodies, status and annotations. Never raises: a field
     of another type than the API's is read as if it were absent.
     """
-    return _lenient(Event, mapping)
+    try:
+        user = Raw(msgspec.json.encode(mapping["user"])) if "user" in mapping else Raw()
+    except (RecursionError, TypeError, ValueError):
+        user = Raw()
+    return _lenient(Event, {**mapping, "user": user})
 
 
 _S = TypeVar("_S", bound=msgspec.Struct)
-_NESTED: dict[str, type[msgspec.Struct]] = {"user": UserInfo, "object_ref": ObjectRef}
+_NESTED: dict[str, type[msgspec.Struct]] = {"object_ref": ObjectRef}
 
 
 def _lenient(kind: type[_S], members: Mapping[str, object]) -> _S:

@@ -30,6 +30,10 @@ def request_of(event: Event | Mapping[str, object]) -> Request:
     """
     if not isinstance(event, Event):
         event = event_of(event)
+    written = (event.request_uri, event.verb, bytes(event.recorded_user))
+    known = _known.get(written)
+    if known is not None and (known.is_resource or event.object_ref is None):
+        return known
     user, verb = event.user, event.verb
     path, _, query = event.request_uri.partition("?")
     selected = _selected_name(query) if query and verb in _SELECTING_VERBS else ""
@@ -40,8 +44,11 @@ def request_of(event: Event | Mapping[str, object]) -> Request:
         _remembered.remember(seen, request, len(path) + request.length)
     if event.object_ref is not None and not request.is_resource:
         return _as_recorded(event, event.object_ref)
-    return request
+    return _known.remember(written, request, len(event.request_uri) + len(written[2]))
 
+
+# As it is written in events: nothing needs to be decoded for it, and most are there.
+_known: Memo[tuple[str, str, bytes], Request] = Memo()
 
 # The same object for the same request: whoever asks policies about it need not hash all its strings again.
 _remembered: Memo[tuple[str, str, str | None, tuple[str, ...], str], Request] = Memo()

@@ -137,6 +137,9 @@ LARGEST_ANSWER: Final = 1 << 20
 _LARGE: Final = 1 << 20
 """Bytes."""
 
+_SMALL: Final = 1 << 16
+"""Bytes that are compressed in less time than a thread takes to be woken, some 100 µs."""
+
 _SHOWN: Final = 200
 """Characters of an answer in an error. Enough to see why."""
 
@@ -185,7 +188,8 @@ class Client:
         """
         session = self._opened()
         kind = self._compression if compression is None else compression
-        packed = compress(body, kind)
+        # The library lets others run meanwhile.
+        packed = compress(body, kind) if len(body) < _SMALL else await asyncio.to_thread(compress, body, kind)
         sent = self._all_headers(headers if sign is None else {**headers, **sign(packed)}, kind)
         proxy = self._proxy
         try:
