@@ -549,6 +549,7 @@ _JSON_TEXT = re.compile(r'\s*(?:\{\s*["}]|\[\s*[\[{]|"\s*[\\\[{])')
 """How text begins that is JSON and may have an object in it, which a template does not (``{{``)."""
 
 
+_BACKSLASH = ord("\\")  # a number is looked for three times as fast as a byte string of one
 _SHORT = 200
 """Bytes for which remembering an answer costs less than asking again."""
 _asked: Memo[bytes, bool] = Memo()
@@ -566,7 +567,7 @@ def _may_name_a_kind(raw: bytes) -> bool:
 def _names_a_kind(raw: bytes) -> bool:
     if _FIRST_HINT.search(raw) is not None and _KIND_HINT.search(raw) is not None:
         return True
-    return b"\\" in raw and b"\\u00" in raw and _ESCAPED.search(raw) is not None
+    return _BACKSLASH in raw and b"\\u00" in raw and _ESCAPED.search(raw) is not None
 
 
 def _may_name_a_kind_in_text(raw: bytes) -> bool:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from audit_operator.policy.evaluate import Evaluator
+from audit_operator.policy.events import EventError
 from audit_operator.policy.memo import LONGEST
-from audit_operator.policy.model import Decision, Level, Request, Stage
+from audit_operator.policy.model import STAGES, Decision, Level, Request, Stage
 from audit_operator.policy.redact import RedactionRule, Redactor
 from audit_operator.receiver.cutting import Redacting, Wanted
 from audit_operator.render.program import PolicyProgram, Program, policy_of, redactions_of
@@ -36,8 +37,12 @@ class Route(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """What becomes of events that are alike to all policies. Each equals itself only, for they are counted."""
+    """What becomes of events that are alike to all policies. Each equals itself only, for they are counted.
 
+    ``recorded``: the level that the events have.
+    """
+
+    recorded: Level
     routes: tuple[Route, ...]
     decided: tuple[Decided, ...]
 
@@ -71,6 +76,9 @@ class _Policy:
         return Decided((self.name, origin, str(level)), wish.server <= recorded), level
 
 
+_LEVELS: Final = {str(level): level for level in Level if level is not Level.NONE}
+_STAGES: Final = frozenset(map(str, STAGES))
+
 _REMEMBERED: Final = 16384
 """Plans, of some 300 bytes. What clients ask for repeats all day; what they invent is forgotten when this fills up."""
 
@@ -93,17 +101,25 @@ class Deciding:
         self._redactors: dict[tuple[RedactionRule, ...], Redacting] = {}
         for policy in (*self._platform, *(policy for group in self._tenants.values() for policy in group)):
             self._redactor(policy.redactions)
-        self._plans: dict[tuple[int, str, Level], tuple[Request, Plan]] = {}
+        self._plans: dict[tuple[int, str, str], tuple[Request, Plan]] = {}
 
-    def plan(self, request: Request, stage: str, recorded: Level) -> Plan:
-        """What becomes of an event of this request at this stage, recorded at this level."""
-        # `request_of` returns the same object for the same request: its identity is cheaper than its hash. It is kept
-        # beside the plan, so that no other object can have that identity.
+    def plan(self, request: Request, stage: str, recorded: str) -> Plan:
+        """What becomes of an event of this request at this stage, recorded at this level.
+
+        Raises EventError for a level or stage that no policy can be asked about.
+        """
+        # `request_of` returns the same object for the same request: its identity is cheaper than its hash, and strings'
+        # are cheaper than enumerations'. It is kept beside the plan, so that no other object can have that identity.
         key = (id(request), stage, recorded)
         found = self._plans.get(key)
         if found is not None:
             return found[1]
-        plan = self._plan(request, Stage(stage), recorded)
+        level = _LEVELS.get(recorded)
+        if level is None:
+            raise EventError("its level is none of Metadata, Request and RequestResponse")
+        if stage not in _STAGES:
+            raise EventError("its stage is none that API servers have")
+        plan = self._plan(request, Stage(stage), level)
         if request.length <= LONGEST:
             if len(self._plans) >= _REMEMBERED:
                 self._plans.clear()
@@ -125,7 +141,7 @@ class Deciding:
             wish = _Wish(level, decision.omit_managed_fields, policy.redactions, policy.tenant is not None)
             for sink in policy.sinks:
                 wishes.setdefault(sink, []).append(wish)
-        return Plan(self._routes(wishes), tuple(decided))
+        return Plan(recorded, self._routes(wishes), tuple(decided))
 
     def _routes(self, wishes: Mapping[str, list[_Wish]]) -> tuple[Route, ...]:
         routes: dict[Wanted, list[str]] = {}

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, Protocol, TypeVar
 from msgspec import Raw
 
 from audit_operator.policy.events import Event, EventError, decode, split
-from audit_operator.policy.model import STAGES, Level, Request
+from audit_operator.policy.model import Request
 from audit_operator.policy.request import request_of
 from audit_operator.receiver.cutting import cut
 from audit_operator.receiver.deciding import Deciding, Plan
@@ -46,9 +46,6 @@ class Target(Protocol):
     def full(self) -> Collection[str]:
         """The sinks whose part of the journal is used up: they get nothing more for now."""
 
-
-_LEVELS: Final = {str(level): level for level in Level if level is not Level.NONE}
-_STAGES: Final = frozenset(map(str, STAGES))
 
 _AT_A_TIME: Final = 100
 """Events decided before others get a turn: a millisecond or two."""
@@ -86,7 +83,6 @@ class _Chosen(NamedTuple):
     raw: bytes
     event: Event
     request: Request
-    recorded: Level
     plan: Plan
     held: Collection[str]
 
@@ -201,9 +197,10 @@ class Intake:
         for item in items:
             try:
                 event = decode(item)
-                recorded = _recorded(event)
+                if not event.audit_id or not event.stage_timestamp:
+                    raise EventError("it has no auditID or no stageTimestamp")
                 request = request_of(event)
-                plan = deciding.plan(request, event.stage, recorded)
+                plan = deciding.plan(request, event.stage, event.level)
                 if not plan.routes:
                     # Whether it came before makes no difference to anybody.
                     gathered.plans.append(plan)
@@ -219,14 +216,14 @@ class Intake:
                     continue
                 pending[name] = ours
                 gathered.keys.append(name)
-                chosen.append(_Chosen(item, raw, event, request, recorded, plan, duplicates.held(when)))
+                chosen.append(_Chosen(item, raw, event, request, plan, duplicates.held(when)))
             except Exception as error:
                 gathered.malformed.append(_unreadable(server, item, error))
         return chosen
 
     def _cut(self, chosen: _Chosen, full: Collection[str], gathered: _Gathered) -> None:
         """Into ``gathered``, for every sink that gets it, or not at all."""
-        _, raw, event, request, recorded, plan, held = chosen
+        _, raw, event, request, plan, held = chosen
         forms = []
         for wanted, sinks in plan.routes:
             getting = sinks
@@ -236,7 +233,7 @@ class Intake:
                     if sink in sinks:
                         gathered.dropped[sink] = gathered.dropped.get(sink, 0) + 1
             if getting:
-                forms.append((cut(raw, event, request, recorded, wanted), getting))
+                forms.append((cut(raw, event, request, plan.recorded, wanted), getting))
         for done, getting in forms:
             gathered.redacted += done.redacted
             gathered.failed += done.failed
@@ -319,18 +316,6 @@ def _unreadable(server: str, item: Raw, error: Exception) -> Held:
 
 def _identity(entry: Entry) -> tuple[str, str, str]:
     return entry.audit_id, entry.stage, entry.timestamp
-
-
-def _recorded(event: Event) -> Level:
-    """The level it was recorded at. Raises EventError for what no policy can be asked about."""
-    level = _LEVELS.get(event.level)
-    if level is None:
-        raise EventError("its level is none of Metadata, Request and RequestResponse")
-    if event.stage not in _STAGES:
-        raise EventError("its stage is none that API servers have")
-    if not event.audit_id or not event.stage_timestamp:
-        raise EventError("it has no auditID or no stageTimestamp")
-    return level
 
 
 def _now() -> str:
