@@ -239,6 +239,38 @@ def test_an_event_reaches_a_sink_once_however_many_policies_send_it(tmp_path: Pa
     assert mine["requestObject"]["spec"] == {"z": 1, "a": 1.5}
 
 
+@pytest.mark.parametrize("function", ["split", "decode"])
+def test_what_json_libraries_refuse_is_read_where_it_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    odd = json.dumps(event(1, requestObject={"half": "HALF", "long": "x" * (1 << 16)}, verb="patch")).encode()
+    odd = odd.replace(b"HALF", b"\\ud800")
+    read = getattr(intake_module, function)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(document: bytes, **how: Any) -> Any:
+        found = read(document, **how)
+        if b"\\ud800" in bytes(document):
+            begun.set()
+            go_on.wait(30)
+        return found
+
+    monkeypatch.setattr(intake_module, function, slow)
+
+    async def test(setup: Setup) -> None:
+        first = asyncio.create_task(setup.post(event_list(event(0), odd)))
+        await eventually(begun.is_set)
+        assert await setup.post(event_list(event(2)), "other") == 200
+        assert not first.done()
+        go_on.set()
+        assert await first == 200
+
+    run(tmp_path, test)
+    lines = (tmp_path / "files/audit-system/siem.log").read_bytes().splitlines()
+    assert sorted(json.loads(line)["auditID"][-1] for line in lines) == ["0", "1", "2"]
+    assert odd in lines
+
+
 def test_a_tenant_can_neither_blind_a_shared_sink_nor_lay_it_bare(tmp_path: Path) -> None:
     def hide(path: str) -> tuple[WireRedaction, ...]:
         return (WireRedaction(resources=(WireResources(resources=("pods",)),), paths=(path,), action="Mask"),)

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, Protocol, TypeVar
 
 from msgspec import Raw
 
-from audit_operator.policy.events import Event, EventError, decode, split
+from audit_operator.policy.events import Event, EventError, TakesLongError, decode, split
 from audit_operator.policy.model import Request
 from audit_operator.policy.request import request_of
 from audit_operator.receiver.cutting import cut
@@ -55,15 +55,22 @@ _MOST_PLANS: Final = 4096
 """Counted before they become counters by policy; a second's POSTs have some hundred."""
 
 _LARGE: Final = 1 << 20
-"""Bytes from which on a body is taken apart, and an event cut and redacted, in a thread: redaction of 20 MB takes more
-than a second, in which health checks and other API servers must be answered.
+"""Bytes from which on a body is taken apart in a thread: health checks and other API servers must be answered."""
+
+_LARGE_ITEM: Final = 1 << 16
+"""Bytes from which on an event is decoded, cut and redacted there. With what JSON libraries refuse and Go does not in
+it each of these takes 0.2 s per MB.
 """
 
 
 @dataclass(slots=True)
 class _Gathered:
-    """What a POST comes to. ``plans``: of every event that is no repetition, for the metrics."""
+    """What a POST comes to. ``ours``: whether it was kept, for POSTs that repeat it. ``plans``: of every event that is
+    no repetition, for the metrics.
+    """
 
+    server: str
+    ours: "asyncio.Future[bool]"
     entries: dict[str, list[Entry]] = field(default_factory=dict)
     keys: list[Key] = field(default_factory=list)
     waits: "set[asyncio.Future[bool]]" = field(default_factory=set)
@@ -131,15 +138,18 @@ class Intake:
         """
         begun = time.perf_counter()
         try:
-            items = split(body) if len(body) < _LARGE else await self._in_thread(partial(split, body))
+            try:
+                items = split(body, at_once=True) if len(body) < _LARGE else await self._in_thread(partial(split, body))
+            except TakesLongError:
+                items = await self._in_thread(partial(split, body))
         except EventError as error:
             raise BodyError(str(error)) from None
         self._metrics.spent("split", time.perf_counter() - begun)
         ours: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        gathered = _Gathered()
+        gathered = _Gathered(server, ours)
         try:
-            await self._gather(server, items, target, gathered, ours)
-            await self._keep(server, gathered)
+            await self._gather(items, target, gathered)
+            await self._keep(gathered)
             ours.set_result(True)
         finally:
             for each in gathered.keys:
@@ -153,50 +163,46 @@ class Intake:
                 raise BusyError("the first of two POSTs with the same events failed")
         return len(items)
 
-    async def _gather(
-        self, server: str, items: Sequence[Raw], target: Target, gathered: _Gathered, ours: "asyncio.Future[bool]"
-    ) -> None:
+    async def _gather(self, items: Sequence[Raw], target: Target, gathered: _Gathered) -> None:
         deciding, full = target.deciding, frozenset(target.full())
         deciding_seconds = cutting_seconds = 0.0
-        for start in range(0, len(items), _AT_A_TIME):
-            if start:
+        for some, large in _slices(items):
+            if some[0] is not items[0]:
                 await asyncio.sleep(0)
             begun = time.perf_counter()
-            chosen = self._decide(server, items[start : start + _AT_A_TIME], deciding, gathered, ours)
+            events = await self._in_thread(partial(_decoded, some)) if large else _decoded(some)
+            chosen = self._decide(some, events, deciding, gathered)
             decided = time.perf_counter()
             for each in chosen:
                 try:
-                    if len(each.raw) < _LARGE:
-                        self._cut(each, full, gathered)
-                    else:
+                    if large:
                         await self._in_thread(partial(self._cut, each, full, gathered))
+                    else:
+                        self._cut(each, full, gathered)
                 except Exception as error:
-                    gathered.malformed.append(_unreadable(server, each.item, error))
+                    gathered.malformed.append(_unreadable(gathered.server, each.item, error))
                     continue
                 gathered.plans.append(each.plan)
                 gathered.latest = each.event.stage_timestamp
             deciding_seconds += decided - begun
             cutting_seconds += time.perf_counter() - decided
         if gathered.latest:
-            self.last_event[self._metrics.server(server)] = gathered.latest
+            self.last_event[self._metrics.server(gathered.server)] = gathered.latest
         self._metrics.spent("decide", deciding_seconds)
         self._metrics.spent("cut", cutting_seconds)
-        self._count(server, gathered)
+        self._count(gathered)
 
     def _decide(
-        self,
-        server: str,
-        items: Sequence[Raw],
-        deciding: Deciding,
-        gathered: _Gathered,
-        ours: "asyncio.Future[bool]",
+        self, items: Sequence[Raw], events: Sequence[Event | Exception], deciding: Deciding, gathered: _Gathered
     ) -> list[_Chosen]:
         """Those that must be cut: some sink gets them, and they did not come before."""
         duplicates, pending, taken = self._duplicates, self._duplicates.pending, self._duplicates.taken
+        server, ours = gathered.server, gathered.ours
         chosen = []
-        for item in items:
+        for item, event in zip(items, events, strict=True):
             try:
-                event = decode(item)
+                if isinstance(event, Exception):
+                    raise event
                 if not event.audit_id or not event.stage_timestamp:
                     raise EventError("it has no auditID or no stageTimestamp")
                 request = request_of(event)
@@ -244,7 +250,8 @@ class Intake:
                     entries = gathered.entries[sink] = []
                 entries.append(entry)
 
-    async def _keep(self, server: str, gathered: _Gathered) -> None:
+    async def _keep(self, gathered: _Gathered) -> None:
+        server = gathered.server
         if gathered.malformed:
             await self._set_aside(server, gathered.malformed)
         if not gathered.entries:
@@ -273,7 +280,7 @@ class Intake:
         except OSError as error:
             raise BusyError(f"quarantine: {error.strerror}") from None
 
-    def _count(self, server: str, gathered: _Gathered) -> None:
+    def _count(self, gathered: _Gathered) -> None:
         metrics = self._metrics
         self._decided.update(gathered.plans)
         if len(self._decided) >= _MOST_PLANS:
@@ -286,7 +293,7 @@ class Intake:
             metrics.dropped.labels(sink).inc(events)
             self.dropped[sink] = self.dropped.get(sink, 0) + events
         if gathered.repeated:
-            metrics.duplicates.labels(metrics.server(server)).inc(gathered.repeated)
+            metrics.duplicates.labels(metrics.server(gathered.server)).inc(gathered.repeated)
 
     def settle(self) -> None:
         """Bring the counters by policy up to date: counted are plans, for a POST has events of a hundred labels."""
@@ -303,6 +310,34 @@ class Intake:
         for policy, events in missing.items():
             self._metrics.not_covered.labels(policy).inc(events)
             self._not_covered[policy] = self._not_covered.get(policy, 0) + events
+
+
+def _slices(items: Sequence[Raw]) -> Iterator[tuple[Sequence[Raw], bool]]:
+    """All of them, in order, as many at once as may keep others waiting; large ones each by itself, and so marked."""
+    start, size = 0, 0
+    for at, length in enumerate(map(len, items)):
+        large = length >= _LARGE_ITEM
+        if start < at and (large or at - start >= _AT_A_TIME or size + length > _LARGE_ITEM * 4):
+            yield items[start:at], False
+            start, size = at, 0
+        if large:
+            yield items[at : at + 1], True
+            start = at + 1
+        else:
+            size += length
+    if start < len(items):
+        yield items[start:], False
+
+
+def _decoded(items: Sequence[Raw]) -> list[Event | Exception]:
+    """Each of them, or why it is none."""
+    found: list[Event | Exception] = []
+    for item in items:
+        try:
+            found.append(decode(item))
+        except Exception as error:
+            found.append(error)
+    return found
 
 
 def _unreadable(server: str, item: Raw, error: Exception) -> Held:
