@@ -1,8 +1,10 @@
 """The whole way: what API servers send reaches each sink exactly as its policies say, once, and nothing is lost."""
 
 import asyncio
+import gc
 import json
 import threading
+import weakref
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from audit_operator.policy.events import split
 from audit_operator.receiver import intake as intake_module
 from audit_operator.receiver.cutting import cut
 from audit_operator.receiver.delivery import Worker
+from audit_operator.receiver.sinks import Batch, Result, UnreachableError, stdout
 from audit_operator.render.program import Program, RuleList, WireBatch, WireRedaction, WireResources, WireRule
 
 
@@ -269,6 +272,42 @@ def test_what_json_libraries_refuse_is_read_where_it_holds_nobody_up(
     lines = (tmp_path / "files/audit-system/siem.log").read_bytes().splitlines()
     assert sorted(json.loads(line)["auditID"][-1] for line in lines) == ["0", "1", "2"]
     assert odd in lines
+
+
+class _Failing:
+    """A sink whose errors refer to themselves by way of their frames, as aiohttp's do."""
+
+    def __init__(self) -> None:
+        self.requests: list[weakref.ref[Any]] = []
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def deliver(self, _: Batch) -> Result:
+        request = frozenset({"megabytes"})
+        self.requests.append(weakref.ref(request))
+        try:
+            raise ConnectionError
+        except ConnectionError as error:
+            kept = error
+            raise UnreachableError("refused") from kept
+
+
+def test_a_sink_that_is_down_holds_no_memory_for_what_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = _Failing()
+    monkeypatch.setattr(stdout, "make", lambda *_: failing)
+
+    async def test(setup: Setup) -> None:
+        gc.disable()
+        try:
+            assert await setup.post(event_list(event(1))) == 200
+            await eventually(lambda: len(failing.requests) > 3)
+            assert [each() for each in failing.requests[:3]] == [None, None, None]
+        finally:
+            gc.enable()
+
+    run(tmp_path, test, program(sinks=[sink(type="stdout", settings={}, initial_backoff=0.01, max_backoff=0.01)]))
 
 
 def test_a_tenant_can_neither_blind_a_shared_sink_nor_lay_it_bare(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import random
 import time
+import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -387,12 +388,15 @@ class Worker:
         try:
             async with asyncio.timeout(self.program.timeout):
                 return await call()
-        except SinkError:
+        except SinkError as error:
+            _let_go(error)
             raise
-        except TimeoutError:
+        except TimeoutError as error:
+            _let_go(error)
             raise UnreachableError(f"no answer within {self.program.timeout:g} s") from None
         except Exception as error:
             logger.exception("%s: a bug in the sink, the delivery is repeated", self.name)
+            _let_go(error)
             raise UnreachableError(f"this is a bug in audit-operator: {type(error).__name__}") from error
 
     async def _settle(self, items: list[Item], result: Result) -> list[Item]:
@@ -464,3 +468,12 @@ class Worker:
     def oldest_age(self) -> float:
         """Seconds since the oldest event that is not delivered; 0: none waits."""
         return max(0.0, time.time() - epoch(self.oldest)) if self.oldest else 0.0
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Of the batch that failed. Libraries' errors refer to themselves by way of their frames, which hold the request:
+    megabytes per attempt until the garbage collector finds them, for as long as a sink is down.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
