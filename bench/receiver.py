@@ -53,7 +53,7 @@ def run() -> Iterator[Row]:
     """The table but for the long rounds; about two minutes."""
     for size in (400, 100):
         found = _throughput(_program(), size, 120_000)
-        yield Row(f"receiver: one policy, one sink, batches of {size}", found, "ev/cpu-s", at_least=50_000)
+        yield Row(f"receiver: one policy, Elasticsearch, batches of {size}", found, "ev/cpu-s", at_least=50_000)
     found = _throughput(_program(policies=10, sinks=5), 400, 40_000)
     yield Row("receiver: ten policies, five sinks, batches of 400", found, "ev/cpu-s", at_least=15_000)
     steady = _steady(12_000, 400, 15.0)
