@@ -222,12 +222,15 @@ class Worker:
                     running.discard(task)
                     task.result()  # one that failed would hold the cursor for good
         finally:
-            if running and (self._draining or self._leaving.is_set()) and not self._stopping.is_set():
-                await asyncio.wait(running)
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
-            await sink.close()
+            try:
+                if running and (self._draining or self._leaving.is_set()) and not self._stopping.is_set():
+                    await asyncio.wait(running)
+            finally:
+                # Also when the time for them has run out: else they would go on beside the next worker.
+                for task in running:
+                    task.cancel()
+                await asyncio.gather(*running, return_exceptions=True)
+                await sink.close()
 
     # --- batches ---
 
