@@ -34,10 +34,13 @@ class Route(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What becomes of events that are alike to all policies."""
+    """What becomes of events that are alike to all policies. ``guests``: sinks that no policy of the platform asks this
+    for, only those of a tenant.
+    """
 
     routes: tuple[Route, ...]
     decided: tuple[Decided, ...]
+    guests: frozenset[str] = frozenset()
 
 
 class _Wish(NamedTuple):
@@ -123,7 +126,8 @@ class Deciding:
             wish = _Wish(level, decision.omit_managed_fields, policy.redactions, policy.tenant is not None)
             for sink in policy.sinks:
                 wishes.setdefault(sink, []).append(wish)
-        return Plan(self._routes(wishes), tuple(decided))
+        guests = frozenset(sink for sink, asked in wishes.items() if all(wish.tenant for wish in asked))
+        return Plan(self._routes(wishes), tuple(decided), guests)
 
     def _routes(self, wishes: Mapping[str, list[_Wish]]) -> tuple[Route, ...]:
         routes: dict[Wanted, list[str]] = {}

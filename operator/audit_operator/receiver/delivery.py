@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 from audit_operator.receiver.formats import Formatter, as_recorded, formatter
 from audit_operator.receiver.journal import BLOCK_BYTES, Damage, Journal, Log, Position, Stored
 from audit_operator.receiver.metrics import Metrics, epoch
-from audit_operator.receiver.quarantine import FullError, Quarantine, refused
+from audit_operator.receiver.quarantine import LARGEST, FullError, Quarantine, refused
 from audit_operator.receiver.sinks import (
     Batch,
     Item,
@@ -48,6 +48,9 @@ _GATHERING: Final = 0.05
 """Seconds. With a POST every few milliseconds reading each by itself costs as much as deciding it."""
 
 SMALLEST_BATCH: Final = 64 << 10
+
+_TENANTS_PAUSE: Final = 1.0
+"""Seconds, at least: who writes no wait between repetitions must not have the processor."""
 
 _KINDS: Final = {
     UnauthorizedError: "Unauthorized",
@@ -133,13 +136,15 @@ class Worker:
         self.condition = Condition()
         self.oldest = ""
         """stageTimestamp of the first event that is not delivered, as far as it was read; empty: none waits."""
-        self._surroundings = surroundings
+        self.surroundings = surroundings
         self._make = make
         self._format: Formatter = as_recorded
         self._log = log
         self._journal, self._quarantine, self._metrics = kept
         self.in_flight = IN_FLIGHT
         """Bytes that may be in the memory for this sink."""
+        self.quarantine_limit = LARGEST
+        """Bytes that may be in its quarantine."""
         self._read = log.position
         self._buffer: deque[Stored] = deque()
         self._works: deque[_Work] = deque()
@@ -202,8 +207,8 @@ class Worker:
     async def _deliver_all(self) -> None:
         if not self._buffer:
             await self._fill()  # how long events wait is known then, even if the sink cannot be made or opened
-        sink = self._make(self.program, self._surroundings)
-        self._format = formatter(self.program, self._surroundings.cluster)
+        sink = self._make(self.program, self.surroundings)
+        self._format = formatter(self.program, self.surroundings.cluster)
         running: set[asyncio.Task[None]] = set()
         try:
             await self._until_it_works(sink.open)
@@ -368,7 +373,7 @@ class Worker:
             attempt += 1
 
     async def _attempt(self, sink: Sink, items: list[Item]) -> Result:
-        batch = Batch(self._surroundings.cluster, items, sum(len(item.data) for item in items))
+        batch = Batch(self.surroundings.cluster, items, sum(len(item.data) for item in items))
         return await self._guarded(partial(sink.deliver, batch))
 
     async def _guarded(self, call: Callable[[], Awaitable[Result]]) -> Result:
@@ -406,7 +411,7 @@ class Worker:
         attempt = 0
         while True:
             try:
-                await self._journal.reading(partial(self._quarantine.put, self.name, held))
+                await self._quarantine.aside(partial(self._quarantine.put, self.name, held, self.quarantine_limit))
             except (FullError, OSError) as error:
                 self._say("QuarantineFull", str(error))
                 await self._pause(attempt, None)
@@ -437,6 +442,8 @@ class Worker:
         """Doubled each time, with jitter so that receivers do not come back all at once; at least what is asked for."""
         program = self.program
         longest = min(program.initial_backoff * 2 ** min(attempt, 30), program.max_backoff)
+        if self.surroundings.tenant:
+            longest = max(longest, _TENANTS_PAUSE)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(longest * random.uniform(0.5, 1.0), retry_after or 0.0)):  # noqa: S311
                 await self._leaving.wait()

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -43,6 +44,12 @@ class Target(Protocol):
     def full(self) -> Collection[str]:
         """The sinks whose part of the journal is used up: they get nothing more for now."""
 
+    def crowded(self) -> Collection[str]:
+        """The sinks that get nothing more for now of what only tenants' policies ask for."""
+
+    def admits(self, namespace: str) -> bool:
+        """Whether the policies of a tenant's namespace may have one more event; it counts then."""
+
 
 _LEVELS: Final = {str(level): level for level in Level if level is not Level.NONE}
 _STAGES: Final = frozenset(map(str, STAGES))
@@ -55,6 +62,13 @@ _LARGE: Final = 1 << 20
 """Bytes from which on a body is taken apart, and an event cut and redacted, in a thread: redaction of 20 MB takes more
 than a second, in which health checks and other API servers must be answered.
 """
+
+
+class Limited(NamedTuple):
+    """``events`` since the start, the last of them at ``last`` (`time.monotonic`)."""
+
+    events: int
+    last: float
 
 
 class _Gathered(NamedTuple):
@@ -81,15 +95,19 @@ class Intake:
         """Policy -> events that were recorded at a lower level than it asks for, since the start."""
 
         self.dropped: dict[str, int] = {}
-        """Sink -> events it does not get because its part of the journal was full, since the start."""
+        """Sink -> events it does not get because its part of the journal was full, or because of `limited`, since the
+        start.
+        """
+        self.limited: dict[str, Limited] = {}
+        """Sink -> events it does not get because a tenant's policies asked for too many."""
         # One: several would only take the interpreter from each other, and each large event is in the memory twice.
         self._aside = ThreadPoolExecutor(1, "large")
 
     def keep(self, policies: Collection[str], sinks: Collection[str]) -> None:
         """Forget the counters of all others: policies and sinks come and go."""
-        for counters, known in ((self.not_covered, policies), (self.dropped, sinks)):
+        for counters, known in ((self.not_covered, policies), (self.dropped, sinks), (self.limited, sinks)):
             for name in counters.keys() - set(known):
-                del counters[name]
+                counters.pop(name)
 
     def close(self) -> None:
         """Let the thread for what is large end."""
@@ -128,11 +146,12 @@ class Intake:
     async def _gather(
         self, server: str, items: Sequence[Raw], target: Target, gathered: _Gathered, ours: "asyncio.Future[bool]"
     ) -> None:
-        deciding, full = target.deciding, frozenset(target.full())
+        deciding, full, crowded = target.deciding, frozenset(target.full()), frozenset(target.crowded())
         duplicates, pending, taken = self._duplicates, self._duplicates.pending, self._duplicates.taken
         plans: dict[int, tuple[Plan, int]] = {}
         cuts: list[Cut] = []
         dropped: dict[str, int] = {}
+        limited: dict[str, int] = {}
         repeated, latest = 0, ""
         for index, item in enumerate(items):
             if index % _AT_A_TIME == _AT_A_TIME - 1:
@@ -154,10 +173,17 @@ class Intake:
                 plan = deciding.plan(request, event.stage, recorded)
                 forms = []
                 held = duplicates.held(when)
+                closed = full
+                if plan.guests:
+                    closed = full | (plan.guests & crowded)
+                    if not target.admits(request.namespace):
+                        for sink in plan.guests - closed:
+                            limited[sink] = limited.get(sink, 0) + 1
+                        closed |= plan.guests
                 for wanted, sinks in plan.routes:
-                    open_ = [sink for sink in sinks if sink not in full and sink not in held]
+                    open_ = [sink for sink in sinks if sink not in closed and sink not in held]
                     for sink in sinks:
-                        if sink in full:
+                        if sink in closed:
                             dropped[sink] = dropped.get(sink, 0) + 1
                     if open_:
                         done = (
@@ -187,6 +213,9 @@ class Intake:
             latest = event.stage_timestamp
         if latest:
             self.last_event[self._metrics.server(server)] = latest
+        now = time.monotonic()
+        for sink, events in limited.items():
+            self.limited[sink] = Limited(self.limited.get(sink, Limited(0, now)).events + events, now)
         self._count(server, plans.values(), cuts, dropped, repeated)
 
     async def _keep(self, server: str, gathered: _Gathered) -> None:

@@ -325,7 +325,9 @@ class Server:
             body = await _body(request, limit)
             if body is None:
                 return _text(413, f"a body may have {limit} bytes")
-            events = await self._intake.take(server, body, _Target(deciding, running.full))
+            events = await self._intake.take(
+                server, body, _Target(deciding, running.full, running.crowded, running.admits)
+            )
         except TimeoutError:
             return _text(408, f"the body did not come within {_BODY_SECONDS:g} s")
         except BodyError as error:
@@ -380,6 +382,8 @@ class _Target(NamedTuple):
 
     deciding: Deciding
     full: Callable[[], Collection[str]]
+    crowded: Callable[[], Collection[str]]
+    admits: Callable[[str], bool]
 
 
 async def _body(request: web.BaseRequest, limit: int) -> bytes | None:

@@ -1,12 +1,19 @@
 """What the operator reads of a receiver, to make conditions of: JSON with a versioned schema, at GET /status."""
 
+import time
+from typing import Final
+
+from msgspec import structs
+
 from audit_operator.receiver.certificates import Certificates
 from audit_operator.receiver.delivery import Worker
-from audit_operator.receiver.intake import Intake
+from audit_operator.receiver.intake import Intake, Limited
 from audit_operator.receiver.journal import Log
 from audit_operator.receiver.programs import Programs
 from audit_operator.receiver.quarantine import MALFORMED, Quarantine
-from audit_operator.receiver.running import Running, name_of
+from audit_operator.receiver.running import Running
+from audit_operator.receiver.shares import name_of, of_a_tenant
+from audit_operator.render.program import Program, SinkProgram
 from audit_operator.render.report import SCHEMA, ProgramStatus, SinkStatus, Status
 
 
@@ -21,7 +28,11 @@ def status(receiver: str, running: Running, programs: Programs, certificates: Ce
         name = name_of(sink)
         worker, log = running.workers.get(name), journal.logs.get(name)
         if log is not None:
-            sinks.append(_sink(name, sink.type, worker, log, dropped=intake.dropped.get(name, 0), full=name in full))
+            dropped = intake.dropped.get(name, 0) + running.shed.get(name, 0)
+            limited = intake.limited.get(name)
+            why = _why_dropping(program, sink, limited, full=name in full) if program else ""
+            found = _sink(name, sink.type, worker, log, dropped=dropped, why=why)
+            sinks.append(structs.replace(found, limited=limited.events) if limited else found)
     return Status(
         schema=SCHEMA,
         receiver=receiver,
@@ -41,7 +52,7 @@ def status(receiver: str, running: Running, programs: Programs, certificates: Ce
     )
 
 
-def _sink(name: str, kind: str, worker: Worker | None, log: Log, *, dropped: int, full: bool) -> SinkStatus:
+def _sink(name: str, kind: str, worker: Worker | None, log: Log, *, dropped: int, why: str) -> SinkStatus:
     condition = worker.condition if worker is not None else None
     return SinkStatus(
         name=name,
@@ -59,8 +70,24 @@ def _sink(name: str, kind: str, worker: Worker | None, log: Log, *, dropped: int
         dead_lettered=condition.dead_lettered if condition else 0,
         dropped=dropped,
         damaged=(condition.damaged if condition else 0),
-        dropping=full,
+        dropping=bool(why),
+        why_dropping=why,
     )
+
+
+_LATELY: Final = 60.0
+"""Seconds for which a limit that was passed is said."""
+
+
+def _why_dropping(program: Program, sink: SinkProgram, limited: Limited | None, *, full: bool) -> str:
+    tenant = of_a_tenant(program, sink.namespace)
+    if full:
+        whose = f"namespace {sink.namespace}" if tenant else "this sink"
+        return f"what waits for it takes up the part of the journal that {whose} may have"
+    if limited is not None and program.tenants is not None and time.monotonic() - limited.last < _LATELY:
+        most = program.tenants.events_per_second
+        return f"tenants' policies ask for more than the {most} events a second that a namespace may have"
+    return ""
 
 
 def _sizes(quarantine: Quarantine, names: list[str]) -> dict[str, int]:
