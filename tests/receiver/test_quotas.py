@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from receiving import Setup, event, event_list, eventually, on_a_claim, policy, program, receiving, sink
 
-from audit_operator.receiver.rates import BURST_SECONDS, Rates
+from audit_operator.receiver.rates import BURST_SECONDS, WORK, WORK_BURST_SECONDS, WORK_TOGETHER, Rates
 from audit_operator.receiver.shares import memory, name_of, shares
 from audit_operator.render.program import PolicyProgram, Program, RuleList, SinkProgram, TenantProgram, WireRule, encode
 
@@ -164,7 +164,7 @@ def test_more_events_than_a_namespace_may_have_are_dropped_for_its_own_sinks_alo
                     assert found[name]["limited"] == found[name]["dropped"]
                     assert burst <= 2 * burst - found[name]["limited"] < 1.5 * burst
                     assert found[name]["dropping"]
-                    assert "more than the 10 events a second" in found[name]["whyDropping"]
+                    assert "more than 10 events a second" in found[name]["whyDropping"]
                 for name in ("audit-system/siem", "loud/shared", "quiet/own"):
                     assert (found[name]["limited"], found[name]["dropping"]) == (0, False)
                 # A limit that is raised is in force with the next POST.
@@ -388,6 +388,37 @@ def test_a_namespace_never_has_more_than_its_rate_and_always_as_much(waits: list
     for _ in range(100):
         now += 1 / rate
         assert rates.admits("quiet")
+
+
+@given(
+    costs=st.lists(st.floats(0.0001, 0.05), min_size=1, max_size=300),
+    greedy=st.integers(1, 20),
+)
+def test_work_for_tenants_is_bounded_and_each_has_its_part(costs: list[float], greedy: int) -> None:
+    now = 0.0
+    names = [f"greedy-{number}" for number in range(greedy)]
+    rates = Rates(lambda: now)
+    rates.allow(10**6, [*names, "modest"])
+    worked = dict.fromkeys(names, 0.0)
+    for cost in costs:
+        now += 0.05
+        for name in names:
+            for _ in range(20):
+                if rates.admits(name):
+                    rates.spend(name, cost)
+                    worked[name] += cost
+    for work in worked.values():
+        assert work <= WORK * (WORK_BURST_SECONDS + now) + max(costs)
+    together = (now + WORK_BURST_SECONDS) * 2 * WORK_TOGETHER + (greedy + 1) * max(costs)
+    assert sum(worked.values()) <= together + 1e-6
+    # Whoever asks for little has it, whatever others do.
+    for _ in range(50):
+        now += 1.0
+        for name in names:
+            while rates.admits(name):
+                rates.spend(name, 0.05)
+        assert rates.admits("modest")
+        rates.spend("modest", 0.5 * WORK_TOGETHER / (greedy + 1))
 
 
 def test_without_a_limit_everything_is_admitted() -> None:

@@ -91,9 +91,9 @@ class Deciding:
             policy = _Policy(program, each)
             group = self._platform if each.tenant is None else self._tenants.setdefault(each.tenant, [])
             group.append(policy)
-        self._redactors: dict[tuple[RedactionRule, ...], Redacting] = {}
+        self._redactors: dict[tuple[tuple[RedactionRule, ...], bool], Redacting] = {}
         for policy in (*self._platform, *(policy for group in self._tenants.values() for policy in group)):
-            self._redactor(policy.redactions)
+            self._redactor(policy.redactions, bounded=policy.tenant is not None and bool(policy.redactions))
         self._plans: dict[tuple[int, str, Level], tuple[Request, Plan]] = {}
 
     def plan(self, request: Request, stage: str, recorded: Level) -> Plan:
@@ -142,10 +142,12 @@ class Deciding:
         rules = tuple(dict.fromkeys(rule for wish in counting for rule in wish.redactions))
         with_bodies = [wish for wish in wishes if wish.level >= Level.REQUEST]
         omit = level >= Level.REQUEST and all(wish.omit_managed_fields for wish in with_bodies)
-        return Wanted(level, omit, self._redactor(rules))
+        theirs = any(wish.tenant and wish.redactions for wish in counting)
+        return Wanted(level, omit, self._redactor(rules, bounded=theirs))
 
-    def _redactor(self, rules: tuple[RedactionRule, ...]) -> Redacting:
-        found = self._redactors.get(rules)
+    def _redactor(self, rules: tuple[RedactionRule, ...], *, bounded: bool = False) -> Redacting:
+        found = self._redactors.get((rules, bounded))
         if found is None:
-            found = self._redactors[rules] = Redacting(Redactor(rules, hash_key=self._hash_key))
+            made = Redacting(Redactor(rules, hash_key=self._hash_key), bounded=bounded)
+            found = self._redactors[(rules, bounded)] = made
         return found

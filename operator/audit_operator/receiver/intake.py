@@ -50,6 +50,9 @@ class Target(Protocol):
     def admits(self, namespace: str) -> bool:
         """Whether the policies of a tenant's namespace may have one more event; it counts then."""
 
+    def spend(self, namespace: str, seconds: float) -> None:
+        """What an event of a tenant's namespace has cost of the processor, for its policies alone."""
+
 
 _LEVELS: Final = {str(level): level for level in Level if level is not Level.NONE}
 _STAGES: Final = frozenset(map(str, STAGES))
@@ -186,12 +189,10 @@ class Intake:
                         if sink in closed:
                             dropped[sink] = dropped.get(sink, 0) + 1
                     if open_:
-                        done = (
-                            cut(raw, event, request, recorded, wanted)
-                            if len(raw) < _LARGE
-                            else await self._in_thread(partial(cut, raw, event, request, recorded, wanted))
-                        )
-                        forms.append((done, open_))
+                        work = partial(cut, raw, event, request, recorded, wanted)
+                        if not plan.guests.isdisjoint(open_):
+                            work = partial(_timed, work, target, request.namespace)
+                        forms.append((work() if len(raw) < _LARGE else await self._in_thread(work), open_))
             except EventError as error:
                 gathered.malformed.append(malformed(server, bytes(item), str(error), _now()))
                 continue
@@ -274,6 +275,15 @@ class Intake:
             self.dropped[sink] = self.dropped.get(sink, 0) + events
         if repeated:
             metrics.duplicates.labels(metrics.server(server)).inc(repeated)
+
+
+def _timed(work: Callable[[], Cut], target: Target, namespace: str) -> Cut:
+    """``work()``, at the expense of a namespace."""
+    before = time.thread_time()
+    try:
+        return work()
+    finally:
+        target.spend(namespace, time.thread_time() - before)
 
 
 def _recorded(event: Event) -> Level:

@@ -166,6 +166,10 @@ class Running:
         """Whether the policies of a tenant's namespace may have one more event; it counts then."""
         return self._rates.admits(namespace)
 
+    def spend(self, namespace: str, seconds: float) -> None:
+        """What an event of a tenant's namespace has cost of the processor, for its policies alone."""
+        self._rates.spend(namespace, seconds)
+
     @property
     def failure(self) -> str:
         """Why this receiver cannot do its work, and another should; empty: it can."""

@@ -326,7 +326,7 @@ class Server:
             if body is None:
                 return _text(413, f"a body may have {limit} bytes")
             events = await self._intake.take(
-                server, body, _Target(deciding, running.full, running.crowded, running.admits)
+                server, body, _Target(deciding, running.full, running.crowded, running.admits, running.spend)
             )
         except TimeoutError:
             return _text(408, f"the body did not come within {_BODY_SECONDS:g} s")
@@ -384,6 +384,7 @@ class _Target(NamedTuple):
     full: Callable[[], Collection[str]]
     crowded: Callable[[], Collection[str]]
     admits: Callable[[str], bool]
+    spend: Callable[[str, float], None]
 
 
 async def _body(request: web.BaseRequest, limit: int) -> bytes | None:
