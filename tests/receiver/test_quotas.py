@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import uvloop
 from faults import FaultyServer, Reply, Request
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from receiving import Setup, event, event_list, eventually, on_a_claim, policy, program, receiving, sink
 
@@ -345,6 +345,7 @@ def divided(counts: dict[str, int], limit: int, concurrency: int = 1) -> Program
     return program(policies=mine, sinks=sinks, journal_limit=limit, tenants=tenants(journal_bytes=limit // 4))
 
 
+@settings(deadline=None)
 @given(counts=SINKS, limit=st.integers(1 << 20, 1 << 40))
 def test_all_parts_together_stay_below_the_mark_at_which_api_servers_wait(counts: dict[str, int], limit: int) -> None:
     found = shares(divided(counts, limit))
@@ -359,6 +360,7 @@ def test_all_parts_together_stay_below_the_mark_at_which_api_servers_wait(counts
     assert all(part <= limit // 4 for part in found.namespaces.values())
 
 
+@settings(deadline=None)
 @given(counts=SINKS, more=st.integers(1, 50), concurrency=st.integers(1, 64))
 def test_what_one_namespace_writes_changes_no_others_part(counts: dict[str, int], more: int, concurrency: int) -> None:
     greedy = {**counts, "a": counts.get("a", 0) + more}
@@ -373,6 +375,7 @@ def test_what_one_namespace_writes_changes_no_others_part(counts: dict[str, int]
         }
 
 
+@settings(deadline=None)
 @given(waits=st.lists(st.floats(0, 5), max_size=300), rate=st.integers(1, 20))
 def test_a_namespace_never_has_more_than_its_rate_and_always_as_much(waits: list[float], rate: int) -> None:
     now = 0.0
@@ -390,6 +393,7 @@ def test_a_namespace_never_has_more_than_its_rate_and_always_as_much(waits: list
         assert rates.admits("quiet")
 
 
+@settings(deadline=None)
 @given(
     costs=st.lists(st.floats(0.0001, 0.05), min_size=1, max_size=300),
     greedy=st.integers(1, 20),

@@ -4,7 +4,7 @@ import ipaddress
 import socket
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audit_operator.receiver.reach import ANYWHERE, REFUSED_TO_TENANTS, Reach
@@ -105,6 +105,7 @@ def test_the_platforms_addresses_are_refused_like_the_always_refused() -> None:
 V4 = st.ip_addresses(v=4)
 
 
+@settings(deadline=None)
 @given(address=V4, networks=st.lists(st.tuples(V4, st.integers(0, 32)), max_size=4))
 def test_no_way_to_write_an_address_changes_what_it_means(
     address: ipaddress.IPv4Address, networks: list[tuple[ipaddress.IPv4Address, int]]
@@ -126,6 +127,7 @@ def test_no_way_to_write_an_address_changes_what_it_means(
     assert {bool(reach.refusal(form)) for form in forms} == {bool(reach.refusal(str(address)))}
 
 
+@settings(deadline=None)
 @given(data=st.data(), network=st.sampled_from(REFUSED_TO_TENANTS))
 def test_nothing_in_an_always_refused_network_is_reached(data: st.DataObject, network: str) -> None:
     inside = ipaddress.ip_network(network)

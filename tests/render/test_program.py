@@ -166,7 +166,7 @@ def test_no_two_credentials_share_a_file_and_every_file_is_a_key_of_a_secret(
     assert set(one.file) <= set("-._abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(one=CREDENTIALS, namespace=st.from_regex(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", fullmatch=True))
 def test_a_file_tells_whose_credential_it_is(one: Credential, namespace: str) -> None:
     path = f"{CREDENTIALS_DIRECTORY}/{one.file}"

@@ -49,8 +49,10 @@ _GATHERING: Final = 0.05
 
 SMALLEST_BATCH: Final = 64 << 10
 
-_TENANTS_PAUSE: Final = 1.0
-"""Seconds, at least: who writes no wait between repetitions must not have the processor."""
+_TENANTS_PAUSE: Final = 30.0
+"""Seconds, reached by doubling from 1, whatever the sink says: each repetition compresses and encrypts anew, and who
+asks for no wait must not have the processor.
+"""
 
 _KINDS: Final = {
     UnauthorizedError: "Unauthorized",
@@ -443,7 +445,7 @@ class Worker:
         program = self.program
         longest = min(program.initial_backoff * 2 ** min(attempt, 30), program.max_backoff)
         if self.surroundings.tenant:
-            longest = max(longest, _TENANTS_PAUSE)
+            longest = max(longest, min(2.0 ** min(attempt, 30), _TENANTS_PAUSE))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(longest * random.uniform(0.5, 1.0), retry_after or 0.0)):  # noqa: S311
                 await self._leaving.wait()

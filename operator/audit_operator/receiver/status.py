@@ -86,9 +86,7 @@ def _why_dropping(program: Program, sink: SinkProgram, limited: Limited | None, 
         return f"what waits for it takes up the part of the journal that {whose} may have"
     if limited is not None and program.tenants is not None and time.monotonic() - limited.last < _LATELY:
         most = program.tenants.events_per_second
-        return (
-            f"tenants' policies ask for more than the {most} events a second of a namespace, or for more work on them"
-        )
+        return f"tenants' policies ask for more than {most} events a second of a namespace, or for more work on them"
     return ""
 
 

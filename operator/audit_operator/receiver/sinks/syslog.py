@@ -130,6 +130,7 @@ class _Way:
         self._reach = surroundings.reach
         self._names = Resolver(surroundings.reach)
         self._seen: object = None
+        self._context: ssl.SSLContext | None = None
         self._open: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def send(self, data: bytes) -> None:
@@ -172,7 +173,9 @@ class _Way:
             if not reader.at_eof() and not writer.is_closing() and seen == self._seen:
                 return self._open
             await self.close()
-        context = None if self._tls is None else self._tls.context()
+        if self._tls is not None and (self._context is None or seen != self._seen):
+            self._context, self._seen = self._tls.context(), seen  # it reads all the CAs of the system: not at each try
+        context = self._context
         connection = await self._socket()
         try:
             name = None if self._tls is None else self._tls.server_name or self._host
@@ -182,7 +185,7 @@ class _Way:
             raise
         # So that drain waits until the kernel has all of it.
         writer.transport.set_write_buffer_limits(0)
-        self._open, self._seen = (reader, writer), seen
+        self._open = (reader, writer)
         return reader, writer
 
     async def _socket(self) -> socket.socket:
