@@ -30,9 +30,8 @@ def status(receiver: str, running: Running, programs: Programs, certificates: Ce
         if log is not None:
             dropped = intake.dropped.get(name, 0) + running.shed.get(name, 0)
             limited = intake.limited.get(name)
-            why = _why_dropping(program, sink, limited, full=name in full) if program else ""
-            found = _sink(name, sink.type, worker, log, dropped=dropped, why=why)
-            sinks.append(structs.replace(found, limited=limited.events) if limited else found)
+            found = _sink(name, sink.type, worker, log, dropped=dropped, full=name in full)
+            sinks.append(_explained(found, program, sink, limited) if program else found)
     return Status(
         schema=SCHEMA,
         receiver=receiver,
@@ -52,7 +51,7 @@ def status(receiver: str, running: Running, programs: Programs, certificates: Ce
     )
 
 
-def _sink(name: str, kind: str, worker: Worker | None, log: Log, *, dropped: int, why: str) -> SinkStatus:
+def _sink(name: str, kind: str, worker: Worker | None, log: Log, *, dropped: int, full: bool) -> SinkStatus:
     condition = worker.condition if worker is not None else None
     return SinkStatus(
         name=name,
@@ -70,8 +69,7 @@ def _sink(name: str, kind: str, worker: Worker | None, log: Log, *, dropped: int
         dead_lettered=condition.dead_lettered if condition else 0,
         dropped=dropped,
         damaged=(condition.damaged if condition else 0),
-        dropping=bool(why),
-        why_dropping=why,
+        dropping=full,
     )
 
 
@@ -79,15 +77,18 @@ _LATELY: Final = 60.0
 """Seconds for which a limit that was passed is said."""
 
 
-def _why_dropping(program: Program, sink: SinkProgram, limited: Limited | None, *, full: bool) -> str:
-    tenant = of_a_tenant(program, sink.namespace)
-    if full:
-        whose = f"namespace {sink.namespace}" if tenant else "this sink"
-        return f"what waits for it takes up the part of the journal that {whose} may have"
-    if limited is not None and program.tenants is not None and time.monotonic() - limited.last < _LATELY:
+def _explained(found: SinkStatus, program: Program, sink: SinkProgram, limited: Limited | None) -> SinkStatus:
+    """With why events are dropped, if they are."""
+    limiting = limited is not None and time.monotonic() - limited.last < _LATELY
+    why = ""
+    if found.dropping:
+        whose = f"namespace {sink.namespace}" if of_a_tenant(program, sink.namespace) else "this sink"
+        why = f"what waits for it takes up the part of the journal that {whose} may have"
+    elif limiting and program.tenants is not None:
         most = program.tenants.events_per_second
-        return f"tenants' policies ask for more than {most} events a second of a namespace, or for more work on them"
-    return ""
+        why = f"tenants' policies ask for more than {most} events a second of a namespace, or for more work on them"
+    events = limited.events if limited is not None else 0
+    return structs.replace(found, limiting=limiting, limited=events, why_dropping=why)
 
 
 def _sizes(quarantine: Quarantine, names: list[str]) -> dict[str, int]:
