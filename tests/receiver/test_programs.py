@@ -14,7 +14,15 @@ from receiving import Setup, event, event_list, eventually, on_a_claim, policy, 
 from audit_operator.receiver import running as running_module
 from audit_operator.receiver.deciding import Deciding
 from audit_operator.render.objects import text_hash
-from audit_operator.render.program import Program, RuleList, WireRedaction, WireResources, WireRule, encode
+from audit_operator.render.program import (
+    Program,
+    RuleList,
+    TenantProgram,
+    WireRedaction,
+    WireResources,
+    WireRule,
+    encode,
+)
 
 
 def run(folder: Path, test: Callable[[Setup], Coroutine[Any, Any, None]], first: Program) -> None:
@@ -109,6 +117,13 @@ BROKEN: dict[str, bytes] = {
     "gzip that is cut off": gzip.compress(encode(program()).encode())[:-9],
     "a rule list that is not there": encode(program(policies=[policy(rule_list=3)])).encode(),
     "a sink that is not there": encode(program(policies=[policy(sinks=["a/b"])])).encode(),
+    "a network that is none": encode(
+        program(
+            tenants=TenantProgram(
+                root_namespace="audit-system", journal_bytes=1, events_per_second=1, refused_networks=("10.0.0.0/33",)
+            )
+        )
+    ).encode(),
     "a redaction that cannot work": encode(
         program(
             policies=[policy(redactions=(WireRedaction(resources=(WireResources(),), paths=("..",), action="Mask"),))]

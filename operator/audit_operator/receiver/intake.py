@@ -188,7 +188,9 @@ class Intake:
                     for sink in sinks:
                         if sink in closed:
                             dropped[sink] = dropped.get(sink, 0) + 1
-                    if open_:
+                    if open_ and len(raw) < _LARGE and not plan.guests:
+                        forms.append((cut(raw, event, request, recorded, wanted), open_))
+                    elif open_:
                         work = partial(cut, raw, event, request, recorded, wanted)
                         if not plan.guests.isdisjoint(open_):
                             work = partial(_timed, work, target, request.namespace)
