@@ -59,6 +59,8 @@ _STAGES: Final = frozenset(map(str, STAGES))
 
 _AT_A_TIME: Final = 200
 """Events decided before others get a turn: some milliseconds."""
+_WORKED: Final = 0.005
+"""Seconds of work after which they do, where a tenant's redactions may take that long for one event."""
 
 
 _LARGE: Final = 1 << 20
@@ -155,7 +157,7 @@ class Intake:
         cuts: list[Cut] = []
         dropped: dict[str, int] = {}
         limited: dict[str, int] = {}
-        repeated, latest = 0, ""
+        repeated, latest, worked = 0, "", 0.0
         for index, item in enumerate(items):
             if index % _AT_A_TIME == _AT_A_TIME - 1:
                 await asyncio.sleep(0)
@@ -188,13 +190,23 @@ class Intake:
                     for sink in sinks:
                         if sink in closed:
                             dropped[sink] = dropped.get(sink, 0) + 1
-                    if open_ and len(raw) < _LARGE and not plan.guests:
-                        forms.append((cut(raw, event, request, recorded, wanted), open_))
+                    if open_ and not plan.guests:
+                        done = (
+                            cut(raw, event, request, recorded, wanted)
+                            if len(raw) < _LARGE
+                            else await self._in_thread(partial(cut, raw, event, request, recorded, wanted))
+                        )
+                        forms.append((done, open_))
                     elif open_:
-                        work = partial(cut, raw, event, request, recorded, wanted)
+                        work = partial(_timed, partial(cut, raw, event, request, recorded, wanted))
+                        done, seconds = work() if len(raw) < _LARGE else await self._in_thread(work)
+                        forms.append((done, open_))
                         if not plan.guests.isdisjoint(open_):
-                            work = partial(_timed, work, target, request.namespace)
-                        forms.append((work() if len(raw) < _LARGE else await self._in_thread(work), open_))
+                            target.spend(request.namespace, seconds)
+                        worked += seconds
+                        if worked > _WORKED:
+                            await asyncio.sleep(0)
+                            worked = 0.0
             except EventError as error:
                 gathered.malformed.append(malformed(server, bytes(item), str(error), _now()))
                 continue
@@ -279,13 +291,10 @@ class Intake:
             metrics.duplicates.labels(metrics.server(server)).inc(repeated)
 
 
-def _timed(work: Callable[[], Cut], target: Target, namespace: str) -> Cut:
-    """``work()``, at the expense of a namespace."""
+def _timed(work: Callable[[], Cut]) -> tuple[Cut, float]:
+    """``work()``, and the seconds of the processor that it took."""
     before = time.thread_time()
-    try:
-        return work()
-    finally:
-        target.spend(namespace, time.thread_time() - before)
+    return work(), time.thread_time() - before
 
 
 def _recorded(event: Event) -> Level:

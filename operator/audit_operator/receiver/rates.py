@@ -52,7 +52,7 @@ class Rates:
         return True
 
     def spend(self, namespace: str, seconds: float) -> None:
-        """What an event of this namespace has cost. From any thread: a number lost now and then does no harm."""
+        """What an event of this namespace has cost."""
         _, work, fair = self._of(namespace, self._clock())
         for bucket in (work, fair, self._together):
             bucket.tokens -= seconds
