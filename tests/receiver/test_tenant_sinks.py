@@ -7,6 +7,7 @@ import importlib
 import inspect
 import re
 import socket
+import threading
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -204,6 +205,38 @@ def test_a_proxy_is_a_connection_too_and_no_way_around(kind: str, tmp_path: Path
                 assert re.search("may not connect|none of the networks", await outcome(sink))
                 await sink.close()
             assert not seen
+
+    asyncio.run(test())
+
+
+def test_a_name_server_that_hangs_holds_up_its_own_sink_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, go_on, waiting = socket.getaddrinfo, threading.Event(), threading.Semaphore(0)
+
+    def hanging(host: str, *rest: Any, **more: Any) -> list[Any]:
+        if host == NAME:
+            waiting.release()
+            go_on.wait(30)
+            raise socket.gaierror
+        return real(host, *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", hanging)
+
+    async def test() -> None:
+        many = [
+            tenants_sink(tmp_path, TENANT, **specs(f"http://{NAME}:1")[kind]) for kind in ("http", "syslog") * 30
+        ]  # more than threads that are shared
+        tasks = [asyncio.create_task(outcome(sink)) for sink in many]
+        await eventually(lambda: waiting._value >= len(many))
+        async with FaultyServer(lambda _: Reply(), tls=False) as server:
+            ours = make(sink_program(http={"url": f"http://localhost:{server.port}"}), surroundings(tmp_path))
+            await ours.deliver(batch(1))
+            await ours.close()
+            assert server.requests
+        assert not any(task.done() for task in tasks)
+        go_on.set()
+        assert {told.partition(":")[0] for told in await asyncio.gather(*tasks)} == {"UnreachableError"}
+        for sink in many:
+            await sink.close()
 
     asyncio.run(test())
 

@@ -7,7 +7,7 @@ administrators name it, or a part of it, themselves.
 
 import ipaddress
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -140,7 +140,20 @@ def _meant(ip: _Address) -> Iterator[_Address]:
 
 
 def _is_here(ip: _Address) -> bool:
-    """Whether it is an address of this machine: only to those can a socket be bound."""
+    """Whether it is an address of this machine: only to those can a socket be bound, unless the machine is set to bind
+    to any (ip_nonlocal_bind), as some load balancers are.
+    """
+    return _binds(ip) and not _binds(_NOWHERE[ip.version])
+
+
+_NOWHERE: Final[Mapping[int, _Address]] = {
+    4: ipaddress.IPv4Address("192.0.2.1"),
+    6: ipaddress.IPv6Address("2001:db8::1"),
+}
+"""Of networks for documentation (RFC 5737, RFC 3849), which no machine has."""
+
+
+def _binds(ip: _Address) -> bool:
     family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
