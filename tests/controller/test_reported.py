@@ -110,6 +110,20 @@ def test_lost_events_come_before_everything_else() -> None:
     assert "refused" in found.message
 
 
+def test_what_tenants_ask_for_too_much_of_is_said_apart_from_a_journal_that_is_full() -> None:
+    loud = state(
+        limiting=True, limited=7, dropped=7, why_dropping="tenants' policies ask for more than 5 events a second"
+    )
+    found = of_sink(answer("a", loud), answer("b"))
+    assert (found.status, found.reason) == ("False", "SomeDataDropped")
+    assert found.message == (
+        "1 of 2 receivers: tenants' policies ask for more than 5 events a second; what is above is dropped"
+    )
+    later = of_sink(answer("a", state(limited=7, dropped=7)))
+    assert "asked for too many" in later.message
+    assert "journal" not in later.message
+
+
 def test_a_loss_stays_for_a_while_and_is_never_quite_forgotten() -> None:
     name = frozenset({"audit-system/siem"})
     lately = of_sink(answer("a", state(dropped=7), dropped=name))

@@ -643,7 +643,7 @@ def test_a_receiver_killed_under_load_loses_nothing_and_breaks_no_chain(tmp_path
     """The process itself, with a plain and an encrypted sink, killed while it takes events, delivers and seals."""
     pyrage = pytest.importorskip("pyrage")
     identity = pyrage.x25519.Identity.generate()
-    key = tmp_path / "key.pem"
+    key = tmp_path / "secret_audit-system_signing_key.pem"
     key.write_text(pem(KEY))
     settings = {
         "path": "{sink}/{receiver}.log",

@@ -530,8 +530,11 @@ def test_a_removed_log_is_gone(tmp_path: Path) -> None:
         await journal.append({SINK: group(1)})
         await journal.remove(SINK)
         assert not (tmp_path / "sinks" / SINK).exists()
-        with pytest.raises(AppendError, match="has just been removed"):
-            await journal.append({SINK: group(2)})
+        # A POST that was decided before is not refused for it, nor is the receiver unready.
+        await journal.log("audit-system/other")
+        await journal.append({SINK: group(2), "audit-system/other": group(3)})
+        assert ids(journal.logs["audit-system/other"]) == ["id-3"]
+        assert not journal.failure
 
     run(tmp_path, test)
 
@@ -553,3 +556,26 @@ def test_the_last_events_are_known_after_a_restart(tmp_path: Path) -> None:
         assert not log.append([group(last + 1, size=1000)])
         log.acknowledge(everything(log)[0][-1].after)
         log.close()
+
+
+def test_what_is_shed_is_the_oldest_and_a_reader_goes_on_behind_it(tmp_path: Path) -> None:
+    log = Log(tmp_path / "log", Disk())
+    log.open()
+    log.limit = 1
+    for number in range(8):
+        assert log.append([group(number, size=1 << 20)]) == ""
+    events, reached, _ = log.read(log.position)
+    assert log.shed(log.size) == 0
+    lost = log.shed(3 << 20)
+    assert lost == log.position.sequence - 1 == 5
+    assert ids(log) == ["id-5", "id-6", "id-7"]
+    # What was under way when it happened is acknowledged late, and takes nothing back.
+    log.acknowledge(events[-1].after)
+    assert log.position.sequence == lost + 1
+    assert ids(log, reached) == ["id-5", "id-6", "id-7"]
+    log.close()
+    again = Log(tmp_path / "log", Disk())
+    again.open()
+    assert ids(again) == ["id-5", "id-6", "id-7"]
+    assert again.backlog == 3
+    again.close()

@@ -13,9 +13,16 @@ from receiving import Setup, event, event_list, eventually, on_a_claim, policy, 
 
 from audit_operator.receiver import running as running_module
 from audit_operator.receiver.deciding import Deciding
-from audit_operator.receiver.running import shares
 from audit_operator.render.objects import text_hash
-from audit_operator.render.program import Program, RuleList, WireRedaction, WireResources, WireRule, encode
+from audit_operator.render.program import (
+    Program,
+    RuleList,
+    TenantProgram,
+    WireRedaction,
+    WireResources,
+    WireRule,
+    encode,
+)
 
 
 def run(folder: Path, test: Callable[[Setup], Coroutine[Any, Any, None]], first: Program) -> None:
@@ -110,6 +117,13 @@ BROKEN: dict[str, bytes] = {
     "gzip that is cut off": gzip.compress(encode(program()).encode())[:-9],
     "a rule list that is not there": encode(program(policies=[policy(rule_list=3)])).encode(),
     "a sink that is not there": encode(program(policies=[policy(sinks=["a/b"])])).encode(),
+    "a network that is none": encode(
+        program(
+            tenants=TenantProgram(
+                root_namespace="audit-system", journal_bytes=1, events_per_second=1, refused_networks=("10.0.0.0/33",)
+            )
+        )
+    ).encode(),
     "a redaction that cannot work": encode(
         program(
             policies=[policy(redactions=(WireRedaction(resources=(WireResources(),), paths=("..",), action="Mask"),))]
@@ -265,18 +279,6 @@ def test_a_sink_that_this_version_does_not_know_costs_no_other(tmp_path: Path) -
 
 
 # --- room ------------------------------------------------------------------------------------------------------------
-
-
-def test_each_sink_has_its_part_of_the_journal_and_tenants_have_half() -> None:
-    sinks = [sink("a"), sink("b"), sink("c", "team-1"), sink("d", "team-1"), sink("e", "team-2")]
-    policies = [
-        policy("p", sinks=["audit-system/a", "audit-system/b"]),
-        policy("t", namespace="team-1", tenant="team-1", sinks=["team-1/c", "team-1/d", "audit-system/a"]),
-        policy("u", namespace="team-2", tenant="team-2", sinks=["team-2/e"]),
-    ]
-    found = shares(program(sinks=sinks, policies=policies, journal_limit=1600))
-    assert found == {"audit-system/a": 400, "audit-system/b": 400, "team-1/c": 200, "team-1/d": 200, "team-2/e": 400}
-    assert shares(program(journal_limit=1600)) == {"audit-system/siem": 1600}
 
 
 async def fill(setup: Setup, first: int, posts: int) -> list[int]:

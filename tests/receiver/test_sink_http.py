@@ -14,6 +14,7 @@ from faults import FAULTS, FaultyServer, Reply, Request, answer_lost, endless, g
 from sink_cases import batch, credential, made, sink_program, surroundings
 from tls_certificates import issued
 
+from audit_operator.receiver.reach import Reach
 from audit_operator.receiver.sinks import (
     TAKEN,
     MisconfiguredError,
@@ -248,7 +249,7 @@ def test_no_connection_is_made_to_a_refused_network(network: str, tmp_path: Path
 
     async def test() -> None:
         program = sink_program(http={"url": f"{server.url}/audit"}, tls={"caBundle": server.ca})
-        sink = make(program, surroundings(tmp_path, refused_networks=[network, "::1/128"]))
+        sink = make(program, surroundings(tmp_path, reach=Reach(refused=(network, "::1/128"))))
         with pytest.raises(MisconfiguredError, match="may not connect"):
             await sink.deliver(batch(1))
         await sink.close()

@@ -12,6 +12,7 @@ import pytest
 from faults import FaultyServer, Reply
 from sink_cases import batch, credential, item, made, sink_program, surroundings
 
+from audit_operator.receiver.reach import Reach
 from audit_operator.receiver.sinks import (
     TAKEN,
     Batch,
@@ -152,7 +153,7 @@ def test_a_certificate_for_another_name_gets_nothing(tmp_path: Path) -> None:
 def test_no_message_is_sent_to_a_refused_network(tmp_path: Path) -> None:
     async def run(brokers: list[str]) -> None:
         program = sink_program(kafka={"brokers": brokers, "topic": "audit", "transport": "Plaintext"})
-        sink = make(program, surroundings(tmp_path, refused_networks=["127.0.0.0/8"]))
+        sink = make(program, surroundings(tmp_path, reach=Reach(refused=("127.0.0.0/8",))))
         with pytest.raises(MisconfiguredError, match="may not connect"):
             await sink.deliver(batch(1))
         await sink.close()

@@ -29,6 +29,7 @@ from faults import FaultyServer, Reply, Request, status
 from google_double import account_key, key
 from sink_cases import batch, credential, item, made, sink_program, surroundings
 
+from audit_operator.receiver.reach import Reach
 from audit_operator.receiver.sinks import (
     TAKEN,
     Batch,
@@ -362,7 +363,7 @@ def test_no_connection_is_made_to_a_refused_network(store: str, tmp_path: Path) 
                 },
             }
             program = sink_program(tmp_path / "credentials", objectStore={store: given[store]})
-            sink = make(program, surroundings(tmp_path, refused_networks=["127.0.0.0/8", "::1/128"]))
+            sink = make(program, surroundings(tmp_path, reach=Reach(refused=("127.0.0.0/8", "::1/128"))))
             with pytest.raises(MisconfiguredError, match="may not connect"):
                 await sink.deliver(batch(1))
             await sink.close()

@@ -20,6 +20,7 @@ import pytest
 from sink_cases import batch, item, made, sink_program, surroundings
 from tls_certificates import authority, issued
 
+from audit_operator.receiver.reach import Reach
 from audit_operator.receiver.sinks import (
     TAKEN,
     Batch,
@@ -235,7 +236,7 @@ def test_whom_not_to_trust_and_where_not_to_connect(tmp_path: Path) -> None:
             with pytest.raises(UnauthorizedError, match="missing"):
                 await own.deliver(batch(1))
             program = sink_program(syslog={"address": f"localhost:{server.port}", "transport": "TCP"})
-            near = make(program, surroundings(tmp_path, refused_networks=["127.0.0.0/8", "::1/128"]))
+            near = make(program, surroundings(tmp_path, reach=Reach(refused=("127.0.0.0/8", "::1/128"))))
             with pytest.raises(MisconfiguredError, match="may not connect"):
                 await near.deliver(batch(1))
 

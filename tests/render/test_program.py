@@ -16,6 +16,7 @@ from audit_operator.render.program import (
     Credential,
     PolicyInput,
     Program,
+    belongs,
     credentials,
     decode,
     encode,
@@ -163,6 +164,17 @@ def test_no_two_credentials_share_a_file_and_every_file_is_a_key_of_a_secret(
     assert (one.file == other.file) == (one == other)
     assert len(one.file) <= 253
     assert set(one.file) <= set("-._abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
+
+
+@settings(max_examples=150, deadline=None)
+@given(one=CREDENTIALS, namespace=st.from_regex(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", fullmatch=True))
+def test_a_file_tells_whose_credential_it_is(one: Credential, namespace: str) -> None:
+    path = f"{CREDENTIALS_DIRECTORY}/{one.file}"
+    assert belongs(path, one.namespace)
+    assert belongs(path, namespace) == (namespace == one.namespace)
+    # The beginning of a name is not the name.
+    assert not belongs(path, one.namespace[:-1])
+    assert not belongs(path, f"{one.namespace}-2")
 
 
 def test_tricky_names_do_not_share_a_file() -> None:

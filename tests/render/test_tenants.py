@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from audit_operator.render.tenants import Refusal, Sinks, refusals, sinks_of
+from audit_operator.render.program import TenantProgram
+from audit_operator.render.tenants import Refusal, Sinks, refusals, sinks_of, tenant_program
 from audit_operator.render.world import Identity, Resources, World
 from audit_operator.resources.auditbackend import Tenants
 from audit_operator.resources.auditpolicy import AuditPolicy
@@ -80,6 +81,10 @@ AWS_KEYS = {
 }
 
 
+SECRET = {"name": "own", "key": "key"}
+AZURE = {"storageAccount": "abc", "container": "abc"}
+
+
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
@@ -87,19 +92,33 @@ AWS_KEYS = {
         ({"file": {}}, "SinkTypeNotAllowed"),
         ({"syslog": {"address": "siem.example.com:6514"}}, None),
         ({"syslog": {"address": "[fd00::1]:6514"}}, "HostNotAllowed"),
-        ({"kafka": {"brokers": ["a.example.com:9093", "b.example.org:9093"], "topic": "t"}}, "HostNotAllowed"),
+        ({"kafka": {"brokers": ["a.example.com:9093"], "topic": "t"}}, "SinkTypeNotAllowed"),
+        ({"elasticsearch": {"urls": ["https://a.example.com", "https://b.example.org"]}}, "HostNotAllowed"),
         ({"http": {"url": "https://example.com/x"}}, "HostNotAllowed"),
         ({"http": {"url": "https://A.Example.COM:8443/x"}}, None),
         ({"http": {"url": "https://a.example.com/"}, "proxy": {"url": "http://proxy:3128"}}, "HostNotAllowed"),
+        ({"http": {"url": "https://a.example.com/"}, "proxy": {"url": "http://proxy.example.com:3128"}}, None),
         ({"http": {"url": "https://a.example.com.evil.org/"}}, "HostNotAllowed"),
+        ({"http": {"url": "https://a.example.com/"}, "tls": {"serverName": "b.example.com"}}, None),
+        ({"http": {"url": "https://a.example.com/"}, "tls": {"serverName": "internal"}}, "HostNotAllowed"),
+        ({"http": {"url": "https://a.example.com/", "headers": [{"name": "hOst", "value": "b"}]}}, "HeaderNotAllowed"),
+        ({"otlp": {"url": "https://a.example.com/", "headers": [{"name": "Host", "value": "b"}]}}, "HeaderNotAllowed"),
+        ({"http": {"url": "https://a.example.com/", "headers": [{"name": "X-Host", "value": "b"}]}}, None),
         ({"cloudWatch": {"region": "eu-central-1"}}, "IdentityNotAllowed"),
         ({"cloudWatch": {"region": "eu-central-1", "auth": AWS_KEYS}}, None),
         ({"objectStore": {"gcs": {"bucket": "abc"}}}, "IdentityNotAllowed"),
-        ({"googleCloudLogging": {"parent": "projects/p"}}, "IdentityNotAllowed"),
+        ({"objectStore": {"gcs": {"bucket": "abc", "credentials": SECRET}}}, None),
         (
-            {"objectStore": {"azure": {"storageAccount": "abc", "container": "abc", "auth": {"workloadIdentity": {}}}}},
-            "IdentityNotAllowed",
+            {"objectStore": {"gcs": {"bucket": "abc", "credentials": SECRET, "endpoint": "https://a.example.com"}}},
+            "EndpointNotAllowed",
         ),
+        ({"objectStore": {"azure": {**AZURE, "auth": {"accountKey": SECRET}}}}, None),
+        (
+            {"objectStore": {"azure": {**AZURE, "auth": {"sasToken": SECRET}, "endpoint": "https://a.example.com"}}},
+            "EndpointNotAllowed",
+        ),
+        ({"googleCloudLogging": {"parent": "projects/p"}}, "IdentityNotAllowed"),
+        ({"objectStore": {"azure": {**AZURE, "auth": {"workloadIdentity": {}}}}}, "IdentityNotAllowed"),
     ],
 )
 def test_a_tenants_sink_goes_only_where_tenants_may_and_never_as_the_platform(
@@ -113,6 +132,50 @@ def test_a_tenants_sink_goes_only_where_tenants_may_and_never_as_the_platform(
 def test_a_tenant_cannot_mount_a_claim_of_the_platform() -> None:
     item = sink(file={"claimName": "archive"})
     assert judged([item], sinkTypes=["file"]) == {"AuditSink/s": "ClaimNotAllowed"}
+
+
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [
+        ({"rotation": {"maxSize": "10Mi", "maxFiles": 5}}, None),
+        ({}, "FilesTooLarge"),
+        ({"rotation": {"maxSize": "1Mi", "maxFiles": 10000}}, "FilesTooLarge"),
+        ({"path": "team-b/s/audit-receiver-0.log", "rotation": {"maxSize": "1Mi"}}, "PathNotAllowed"),
+        ({"path": "{cluster}/{namespace}/x.log", "rotation": {"maxSize": "1Mi"}}, "PathNotAllowed"),
+        ({"path": "{namespace}-2/x.log", "rotation": {"maxSize": "1Mi"}}, "PathNotAllowed"),
+    ],
+)
+def test_a_tenants_files_stay_in_a_folder_of_its_own_and_within_its_quota(
+    file: dict[str, Any], reason: str | None
+) -> None:
+    assert judged([sink(file=file)], sinkTypes=["file"]) == ({"AuditSink/s": reason} if reason else {})
+    assert judged([sink(namespace="audit-system", file=file)]) == {}
+
+
+@pytest.mark.parametrize("proxy", ["http://proxy:3128", "http://proxy.other.example.com:3128"])
+def test_a_tenant_uses_a_proxy_only_where_the_administrators_name_it(proxy: str) -> None:
+    through = sink(http={"url": "https://siem.example.com/"}, proxy={"url": proxy})
+    assert judged([through]) == {"AuditSink/s": "ProxyNotAllowed"}
+    assert judged([through], hosts=["siem.example.com", "proxy", "proxy.other.example.com"]) == {}
+
+
+def test_kafka_is_for_tenants_only_where_administrators_say_so() -> None:
+    brokers = sink(kafka={"brokers": ["kafka:9093"], "topic": "t"})
+    assert judged([brokers]) == {"AuditSink/s": "SinkTypeNotAllowed"}
+    assert judged([brokers], sinkTypes=["kafka"]) == {}
+
+
+def test_receivers_are_told_what_tenants_may_have() -> None:
+    assert tenant_program(Tenants(), "audit-system") is None
+    limits = {"journalBytes": "64Mi", "eventsPerSecond": 100}
+    given = {"enabled": True, "limits": limits, "networks": ["10.0.0.0/8"], "refusedNetworks": ["10.96.0.0/12"]}
+    assert tenant_program(Tenants.model_validate(given), "audit-system") == TenantProgram(
+        root_namespace="audit-system",
+        journal_bytes=64 << 20,
+        events_per_second=100,
+        networks=("10.0.0.0/8",),
+        refused_networks=("10.96.0.0/12",),
+    )
 
 
 class TestSinksOfAPolicy:

@@ -253,7 +253,7 @@ def test_a_sink_type_in_the_table_is_everywhere(name: str) -> None:
     assert f"has(self.{name})" in schema["properties"]["spec"]["x-kubernetes-validations"][0]["rule"]
     tenants = backend["properties"]["spec"]["properties"]["tenants"]["properties"]
     assert name in tenants["sinkTypes"]["items"]["enum"]
-    assert (name in tenants["sinkTypes"]["default"]) == SINK_TYPES[name].network
+    assert (name in tenants["sinkTypes"]["default"]) == SINK_TYPES[name].guarded
     assert f"### {SINK_TYPES[name].__name__}\n" in reference()
 
 

@@ -111,6 +111,10 @@ def _sink(states: Sequence[tuple[Answer, SinkStatus]], name: str, now: datetime)
                 f"{_of(dropping, states)}: its part of the journal is used up, so new events for it are lost{why}",
             ),
         )
+    limiting = [status for _, status in states if status.limiting]
+    if limiting:
+        said = f"{_of(limiting, states)}: {limiting[0].why_dropping}; what is above is dropped{why}"
+        return false(_DELIVERING, Refusal("SomeDataDropped", said))
     if any(name in answer.dropped for answer, _ in states):
         lost = "events for it were lost in the last minutes, because its part of the journal was used up"
         return false(_DELIVERING, Refusal("SomeDataDropped", f"{lost}{why}"))
@@ -130,7 +134,11 @@ def _sink(states: Sequence[tuple[Answer, SinkStatus]], name: str, now: datetime)
     past = [
         text
         for count, text in (
-            (sum(status.dropped for _, status in states), "were lost, because its part of the journal was used up"),
+            (
+                sum(status.dropped - status.limited for _, status in states),
+                "were lost, because its part of the journal was used up",
+            ),
+            (sum(status.limited for _, status in states), "were dropped, because tenants' policies asked for too many"),
             (sum(status.dead_lettered for _, status in states), "were refused by it and are in quarantine"),
             (sum(status.damaged for _, status in states), "were damaged in the journal and are lost"),
         )

@@ -39,12 +39,14 @@ class Route(NamedTuple):
 class Plan:
     """What becomes of events that are alike to all policies. Each equals itself only, for they are counted.
 
-    ``recorded``: the level that the events have.
+    ``recorded``: the level that the events have. ``guests``: sinks that no policy of the platform asks this for, only
+    those of a tenant.
     """
 
     recorded: Level
     routes: tuple[Route, ...]
     decided: tuple[Decided, ...]
+    guests: frozenset[str] = frozenset()
 
 
 class _Wish(NamedTuple):
@@ -98,9 +100,9 @@ class Deciding:
             policy = _Policy(program, each)
             group = self._platform if each.tenant is None else self._tenants.setdefault(each.tenant, [])
             group.append(policy)
-        self._redactors: dict[tuple[RedactionRule, ...], Redacting] = {}
+        self._redactors: dict[tuple[tuple[RedactionRule, ...], bool], Redacting] = {}
         for policy in (*self._platform, *(policy for group in self._tenants.values() for policy in group)):
-            self._redactor(policy.redactions)
+            self._redactor(policy.redactions, bounded=policy.tenant is not None and bool(policy.redactions))
         self._plans: dict[tuple[int, str, str], tuple[Request, Plan]] = {}
 
     def plan(self, request: Request, stage: str, recorded: str) -> Plan:
@@ -141,7 +143,8 @@ class Deciding:
             wish = _Wish(level, decision.omit_managed_fields, policy.redactions, policy.tenant is not None)
             for sink in policy.sinks:
                 wishes.setdefault(sink, []).append(wish)
-        return Plan(recorded, self._routes(wishes), tuple(decided))
+        guests = frozenset(sink for sink, asked in wishes.items() if all(wish.tenant for wish in asked))
+        return Plan(recorded, self._routes(wishes), tuple(decided), guests)
 
     def _routes(self, wishes: Mapping[str, list[_Wish]]) -> tuple[Route, ...]:
         routes: dict[Wanted, list[str]] = {}
@@ -156,10 +159,12 @@ class Deciding:
         rules = tuple(dict.fromkeys(rule for wish in counting for rule in wish.redactions))
         with_bodies = [wish for wish in wishes if wish.level >= Level.REQUEST]
         omit = level >= Level.REQUEST and all(wish.omit_managed_fields for wish in with_bodies)
-        return Wanted(level, omit, self._redactor(rules))
+        theirs = any(wish.tenant and wish.redactions for wish in counting)
+        return Wanted(level, omit, self._redactor(rules, bounded=theirs))
 
-    def _redactor(self, rules: tuple[RedactionRule, ...]) -> Redacting:
-        found = self._redactors.get(rules)
+    def _redactor(self, rules: tuple[RedactionRule, ...], *, bounded: bool = False) -> Redacting:
+        found = self._redactors.get((rules, bounded))
         if found is None:
-            found = self._redactors[rules] = Redacting(Redactor(rules, hash_key=self._hash_key))
+            made = Redacting(Redactor(rules, hash_key=self._hash_key), bounded=bounded)
+            found = self._redactors[(rules, bounded)] = made
         return found

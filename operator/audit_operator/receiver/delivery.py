@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 from audit_operator.receiver.formats import Formatter, as_recorded, formatter
 from audit_operator.receiver.journal import BLOCK_BYTES, Damage, Journal, Log, Position, Stored
 from audit_operator.receiver.metrics import Metrics, epoch
-from audit_operator.receiver.quarantine import FullError, Quarantine, refused
+from audit_operator.receiver.quarantine import LARGEST, FullError, Quarantine, refused
 from audit_operator.receiver.sinks import (
     Batch,
     Item,
@@ -52,6 +52,11 @@ _AT_A_TIME: Final = 100
 """Events formatted before others get a turn: as OCSF each takes some 20 µs."""
 
 SMALLEST_BATCH: Final = 64 << 10
+
+_TENANTS_PAUSE: Final = 30.0
+"""Seconds, reached by doubling from 1, whatever the sink says: each repetition compresses and encrypts anew, and who
+asks for no wait must not have the processor.
+"""
 
 _KINDS: Final = {
     UnauthorizedError: "Unauthorized",
@@ -137,13 +142,15 @@ class Worker:
         self.condition = Condition()
         self.oldest = ""
         """stageTimestamp of the first event that is not delivered, as far as it was read; empty: none waits."""
-        self._surroundings = surroundings
+        self.surroundings = surroundings
         self._make = make
         self._format: Formatter = as_recorded
         self._log = log
         self._journal, self._quarantine, self._metrics = kept
         self.in_flight = IN_FLIGHT
         """Bytes that may be in the memory for this sink."""
+        self.quarantine_limit = LARGEST
+        """Bytes that may be in its quarantine."""
         self._read = log.position
         self._buffer: deque[Stored] = deque()
         self._works: deque[_Work] = deque()
@@ -206,8 +213,8 @@ class Worker:
     async def _deliver_all(self) -> None:
         if not self._buffer:
             await self._fill()  # how long events wait is known then, even if the sink cannot be made or opened
-        sink = self._make(self.program, self._surroundings)
-        self._format = formatter(self.program, self._surroundings.cluster)
+        sink = self._make(self.program, self.surroundings)
+        self._format = formatter(self.program, self.surroundings.cluster)
         running: set[asyncio.Task[None]] = set()
         try:
             await self._until_it_works(sink.open)
@@ -226,12 +233,15 @@ class Worker:
                     running.discard(task)
                     task.result()  # one that failed would hold the cursor for good
         finally:
-            if running and (self._draining or self._leaving.is_set()) and not self._stopping.is_set():
-                await asyncio.wait(running)
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
-            await sink.close()
+            try:
+                if running and (self._draining or self._leaving.is_set()) and not self._stopping.is_set():
+                    await asyncio.wait(running)
+            finally:
+                # Also when the time for them has run out: else they would go on beside the next worker.
+                for task in running:
+                    task.cancel()
+                await asyncio.gather(*running, return_exceptions=True)
+                await sink.close()
 
     # --- batches ---
 
@@ -377,7 +387,7 @@ class Worker:
             attempt += 1
 
     async def _attempt(self, sink: Sink, items: list[Item]) -> Result:
-        batch = Batch(self._surroundings.cluster, items, sum(len(item.data) for item in items))
+        batch = Batch(self.surroundings.cluster, items, sum(len(item.data) for item in items))
         begun = time.perf_counter()
         try:
             return await self._guarded(partial(sink.deliver, batch))
@@ -422,7 +432,7 @@ class Worker:
         attempt = 0
         while True:
             try:
-                await self._journal.reading(partial(self._quarantine.put, self.name, held))
+                await self._quarantine.aside(partial(self._quarantine.put, self.name, held, self.quarantine_limit))
             except (FullError, OSError) as error:
                 self._say("QuarantineFull", str(error))
                 await self._pause(attempt, None)
@@ -453,6 +463,8 @@ class Worker:
         """Doubled each time, with jitter so that receivers do not come back all at once; at least what is asked for."""
         program = self.program
         longest = min(program.initial_backoff * 2 ** min(attempt, 30), program.max_backoff)
+        if self.surroundings.tenant:
+            longest = max(longest, min(2.0 ** min(attempt, 30), _TENANTS_PAUSE))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(longest * random.uniform(0.5, 1.0), retry_after or 0.0)):  # noqa: S311
                 await self._leaving.wait()

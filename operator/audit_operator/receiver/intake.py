@@ -46,10 +46,21 @@ class Target(Protocol):
     def full(self) -> Collection[str]:
         """The sinks whose part of the journal is used up: they get nothing more for now."""
 
+    def crowded(self) -> Collection[str]:
+        """The sinks that get nothing more for now of what only tenants' policies ask for."""
+
+    def admits(self, namespace: str) -> bool:
+        """Whether the policies of a tenant's namespace may have one more event; it counts then."""
+
+    def spend(self, namespace: str, seconds: float) -> None:
+        """What an event of a tenant's namespace has cost of the processor, for its policies alone."""
+
 
 _AT_A_TIME: Final = 100
 """Events decided before others get a turn: a millisecond or two."""
 
+_WORKED: Final = 0.005
+"""Seconds of work after which they do, where a tenant's redactions may take that long for one event."""
 
 _MOST_PLANS: Final = 4096
 """Counted before they become counters by policy; a second's POSTs have some hundred."""
@@ -61,6 +72,13 @@ _LARGE_ITEM: Final = 1 << 16
 """Bytes from which on an event is decoded, cut and redacted there. With what JSON libraries refuse and Go does not in
 it each of these takes 0.2 s per MB.
 """
+
+
+class Limited(NamedTuple):
+    """``events`` since the start, the last of them at ``last`` (`time.monotonic`)."""
+
+    events: int
+    last: float
 
 
 @dataclass(slots=True)
@@ -79,6 +97,7 @@ class _Gathered:
     redacted: int = 0
     failed: list[str] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)
+    limited: dict[str, int] = field(default_factory=dict)
     repeated: int = 0
     latest: str = ""
 
@@ -108,7 +127,11 @@ class Intake:
         self._decided: Counter[Plan] = Counter()
         metrics.before_reading(self.settle)
         self.dropped: dict[str, int] = {}
-        """Sink -> events it does not get because its part of the journal was full, since the start."""
+        """Sink -> events it does not get because its part of the journal was full, or because of `limited`, since the
+        start.
+        """
+        self.limited: dict[str, Limited] = {}
+        """Sink -> events it does not get because a tenant's policies asked for too many."""
         # One: several would only take the interpreter from each other, and each large event is in the memory twice.
         self._aside = ThreadPoolExecutor(1, "large")
 
@@ -120,9 +143,9 @@ class Intake:
 
     def keep(self, policies: Collection[str], sinks: Collection[str]) -> None:
         """Forget the counters of all others: policies and sinks come and go."""
-        for counters, known in ((self._not_covered, policies), (self.dropped, sinks)):
+        for counters, known in ((self._not_covered, policies), (self.dropped, sinks), (self.limited, sinks)):
             for name in counters.keys() - set(known):
-                del counters[name]
+                counters.pop(name)
 
     def close(self) -> None:
         """Let the thread for what is large end."""
@@ -164,8 +187,8 @@ class Intake:
         return len(items)
 
     async def _gather(self, items: Sequence[Raw], target: Target, gathered: _Gathered) -> None:
-        deciding, full = target.deciding, frozenset(target.full())
-        deciding_seconds = cutting_seconds = 0.0
+        deciding, full, crowded = target.deciding, frozenset(target.full()), frozenset(target.crowded())
+        deciding_seconds = cutting_seconds = worked = 0.0
         for some, large in _slices(items):
             if some[0] is not items[0]:
                 await asyncio.sleep(0)
@@ -174,14 +197,21 @@ class Intake:
             chosen = self._decide(some, events, deciding, gathered)
             decided = time.perf_counter()
             for each in chosen:
+                closed = full
+                if each.plan.guests:
+                    closed = _closed(each, target, full, crowded, gathered)
                 try:
-                    if large:
-                        await self._in_thread(partial(self._cut, each, full, gathered))
-                    else:
-                        self._cut(each, full, gathered)
+                    work = partial(self._cut, each, closed, gathered)
+                    seconds = await self._in_thread(work) if large else work()
                 except Exception as error:
                     gathered.malformed.append(_unreadable(gathered.server, each.item, error))
                     continue
+                if seconds:
+                    target.spend(each.request.namespace, seconds)
+                    worked += seconds
+                    if worked > _WORKED:
+                        await asyncio.sleep(0)
+                        worked = 0.0
                 gathered.plans.append(each.plan)
                 gathered.latest = each.event.stage_timestamp
             deciding_seconds += decided - begun
@@ -227,19 +257,25 @@ class Intake:
                 gathered.malformed.append(_unreadable(server, item, error))
         return chosen
 
-    def _cut(self, chosen: _Chosen, full: Collection[str], gathered: _Gathered) -> None:
-        """Into ``gathered``, for every sink that gets it, or not at all."""
+    def _cut(self, chosen: _Chosen, closed: Collection[str], gathered: _Gathered) -> float:
+        """Into ``gathered``, for every sink that gets it, or not at all. The seconds of the processor that it took for
+        a tenant's policies alone.
+        """
         _, raw, event, request, plan, held = chosen
-        forms = []
+        forms, seconds = [], 0.0
         for wanted, sinks in plan.routes:
             getting = sinks
-            if full or held:
-                getting = tuple(sink for sink in sinks if sink not in full and sink not in held)
-                for sink in full:
+            if closed or held:
+                getting = tuple(sink for sink in sinks if sink not in closed and sink not in held)
+                for sink in closed:
                     if sink in sinks:
                         gathered.dropped[sink] = gathered.dropped.get(sink, 0) + 1
-            if getting:
+            if getting and plan.guests.isdisjoint(getting):
                 forms.append((cut(raw, event, request, plan.recorded, wanted), getting))
+            elif getting:
+                begun = time.thread_time()
+                forms.append((cut(raw, event, request, plan.recorded, wanted), getting))
+                seconds += time.thread_time() - begun
         for done, getting in forms:
             gathered.redacted += done.redacted
             gathered.failed += done.failed
@@ -249,6 +285,7 @@ class Intake:
                 if entries is None:
                     entries = gathered.entries[sink] = []
                 entries.append(entry)
+        return seconds
 
     async def _keep(self, gathered: _Gathered) -> None:
         server = gathered.server
@@ -292,6 +329,9 @@ class Intake:
         for sink, events in gathered.dropped.items():
             metrics.dropped.labels(sink).inc(events)
             self.dropped[sink] = self.dropped.get(sink, 0) + events
+        now = time.monotonic()
+        for sink, events in gathered.limited.items():
+            self.limited[sink] = Limited(self.limited.get(sink, Limited(0, now)).events + events, now)
         if gathered.repeated:
             metrics.duplicates.labels(metrics.server(gathered.server)).inc(gathered.repeated)
 
@@ -310,6 +350,19 @@ class Intake:
         for policy, events in missing.items():
             self._metrics.not_covered.labels(policy).inc(events)
             self._not_covered[policy] = self._not_covered.get(policy, 0) + events
+
+
+def _closed(
+    chosen: _Chosen, target: Target, full: frozenset[str], crowded: frozenset[str], gathered: _Gathered
+) -> frozenset[str]:
+    """The sinks that do not get an event that a tenant's policies ask for."""
+    guests = chosen.plan.guests
+    closed = full | (guests & crowded)
+    if not target.admits(chosen.request.namespace):
+        for sink in guests - closed:
+            gathered.limited[sink] = gathered.limited.get(sink, 0) + 1
+        closed |= guests
+    return closed
 
 
 def _slices(items: Sequence[Raw]) -> Iterator[tuple[Sequence[Raw], bool]]:

@@ -431,12 +431,28 @@ class Log:
         """Everything before ``position`` is delivered. Blocking: some µs, or a sync where a segment goes. Raises
         OSError.
         """
+        if position.sequence < self.position.sequence:
+            return  # what was on its way when `shed` went past it
         self.position = position
         assert self._cursor_file is not None  # noqa: S101 - opened with the log
         self._cursor_generation += 1
         data = _CURSOR.pack(self._cursor_generation, *position, 0)[:-4]
         os.pwrite(self._cursor_file, data + struct.pack("<I", crc32(data)), (self._cursor_generation % 2) * _SLOT)
         self._drop_delivered()
+
+    def shed(self, limit: int) -> int:
+        """Drop the oldest segments as long as ``limit`` bytes are left; how many events go that were not delivered.
+        Blocking. Raises OSError.
+        """
+        with self._lock:
+            while len(self._segments) > 1 and sum(segment.size for segment in self._segments[1:]) >= limit:
+                self._segments[0].path.unlink(missing_ok=True)
+                del self._segments[0]
+            first = self._segments[0].first if self._segments else 0
+        lost = max(0, first - self.position.sequence)
+        if lost:
+            self.acknowledge(Position(first, 0, first))
+        return lost
 
     def _drop_before_last(self) -> None:
         with self._lock:
@@ -704,7 +720,7 @@ class Journal:
             if by_log:
                 self.failure = next(iter(failed.values()), "")
             for name in by_log:
-                if name not in failed:
+                if name not in failed and name in self.logs:
                     self.logs[name].arrived.set()
             for parts, future in waiting:
                 if future.done():
@@ -725,9 +741,8 @@ class Journal:
 
     def _commit_one(self, name: str, many: Sequence[Blocks]) -> str:
         log = self.logs.get(name)
-        if log is None:
-            return "the sink has just been removed"
-        return log.append(many)
+        # Of a sink that has been removed meanwhile: whoever may delete one must not make POSTs fail.
+        return "" if log is None else log.append(many)
 
 
 def _reason(error: Exception) -> str:

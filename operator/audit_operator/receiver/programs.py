@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from audit_operator.policy.redact import RedactionError
+from audit_operator.receiver.reach import Reach
 from audit_operator.receiver.running import Running
 from audit_operator.render.objects import text_hash
 from audit_operator.render.program import Program, decode, unpacked
@@ -180,6 +181,10 @@ def _decoded(text: bytes) -> Program:
         raise ProgramError(f"the program is not one of this version: {error}") from None
     except msgspec.DecodeError as error:
         raise ProgramError(f"the program is no JSON: {error}") from None
+    try:
+        Reach.of_tenants(program.tenants)
+    except ValueError as error:
+        raise ProgramError(f"tenants: {error}") from None
     sinks = {f"{sink.namespace}/{sink.name}" for sink in program.sinks}
     for policy in program.policies:
         name = f"policy {policy.namespace}/{policy.name}"

@@ -13,15 +13,18 @@ import contextlib
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 from msgspec import Raw
 
 from audit_operator.policy.events import EventError, fields
 from audit_operator.policy.redact import UNREDACTABLE
+from audit_operator.receiver.threads import OwnThread
+
+_T = TypeVar("_T")
 
 MALFORMED: Final = "malformed"
 """In place of a sink's name."""
@@ -130,18 +133,27 @@ class Quarantine:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._thread = OwnThread("quarantine")
+
+    async def aside(self, work: Callable[[], _T]) -> _T:
+        """Work on it in a thread of its own: a server that refuses all it gets, one by one, costs a sync each, for
+        which nothing that reads the journal must wait.
+        """
+        return await self._thread.run(work)
 
     def path(self, of: str) -> Path:
         """The file of a sink (``namespace/name``), or of `MALFORMED`."""
         return self._folder / f"{of}.jsonl"
 
-    def put(self, of: str, entries: Sequence[Held]) -> None:
-        """Keep them, synced. Raises FullError, OSError: then none is kept."""
+    def put(self, of: str, entries: Sequence[Held], largest: int = LARGEST) -> None:
+        """Keep them, synced, as long as the file has no more than so many bytes. Raises FullError, OSError: then none
+        is kept.
+        """
         lines = _lines(entries)
         path = self.path(of)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self._locked():
-            if self.size(of) + len(lines) > LARGEST:
+            if self.size(of) + len(lines) > largest:
                 raise FullError(f"the quarantine of {of} is full: look at it with `audit-operator quarantine list`")
             _append(path, lines)
 
@@ -163,6 +175,21 @@ class Quarantine:
             return self.path(of).stat().st_size
         except OSError:
             return 0
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes by sink (``namespace/name``), with what is about to be delivered again. Blocking."""
+        found: dict[str, int] = {}
+        for path in self._folder.glob("*/*"):
+            with contextlib.suppress(OSError):
+                name = f"{path.parent.name}/{path.stem}"
+                found[name] = found.get(name, 0) + path.stat().st_size
+        return found
+
+    def remove(self, of: str) -> None:
+        """Drop what is kept of a sink. Raises OSError."""
+        with self._locked():
+            for suffix in (".jsonl", _ASKED, _TAKEN):
+                self.path(of).with_suffix(suffix).unlink(missing_ok=True)
 
     def ask_again(self, of: str, ids: frozenset[str] | None) -> int:
         """Take out those with these ids, or all, for the receiver to deliver again; how many. Raises OSError."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import ipaddress
 import logging
 import os
 import resource
@@ -23,8 +24,9 @@ from audit_operator.receiver.journal import Journal, LockedError
 from audit_operator.receiver.metrics import Metrics
 from audit_operator.receiver.programs import Programs
 from audit_operator.receiver.quarantine import Quarantine
-from audit_operator.receiver.running import Running, name_of
+from audit_operator.receiver.running import Running
 from audit_operator.receiver.server import Parts, Server
+from audit_operator.receiver.shares import name_of
 from audit_operator.receiver.sinks import Surroundings
 from audit_operator.receiver.status import status
 from audit_operator.render.program import CLAIMS_DIRECTORY
@@ -79,7 +81,8 @@ class Receiver:
         self.metrics = Metrics()
         self.journal = Journal(options.journal)
         self.quarantine = Quarantine(options.journal / "quarantine")
-        surroundings = Surroundings("", options.receiver, options.files, options.claims, options.journal / "state")
+        state = options.journal / "state"
+        surroundings = Surroundings("", options.receiver, options.files, options.claims, state, platform=_api_server())
         self.running = Running(Kept(self.journal, self.quarantine, self.metrics), surroundings, volume=options.journal)
         self.duplicates = Duplicates()
         self.intake = Intake(self.journal, self.quarantine, self.metrics, self.duplicates)
@@ -203,6 +206,14 @@ def receive(options: Options) -> None:
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
     uvloop.run(_serve(options))
+
+
+def _api_server() -> tuple[str, ...]:
+    """The API server's Service, as the kubelet tells every container: no tenant's sink has business there."""
+    try:
+        return (str(ipaddress.ip_network(os.environ.get("KUBERNETES_SERVICE_HOST", ""))),)
+    except ValueError:
+        return ()
 
 
 def receiver_name() -> str:

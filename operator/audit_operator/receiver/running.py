@@ -20,6 +20,10 @@ from audit_operator.policy.events import decode
 from audit_operator.receiver.deciding import Deciding
 from audit_operator.receiver.delivery import IN_FLIGHT, Kept, Worker
 from audit_operator.receiver.journal import Entry, blocks
+from audit_operator.receiver.quarantine import LARGEST
+from audit_operator.receiver.rates import Rates
+from audit_operator.receiver.reach import ANYWHERE, Reach
+from audit_operator.receiver.shares import Shares, divided, memory, name_of, of_a_tenant, shares, tenants
 from audit_operator.receiver.sinks import Surroundings
 from audit_operator.render.program import Program, SinkProgram
 
@@ -34,60 +38,14 @@ _FREE: Final = 64 << 20
 _MEASURED_EVERY: Final = 0.1
 """Seconds between looks at sizes: at 12,000 events a second 2 MB come in meanwhile."""
 
-REFUSED_TO_TENANTS: Final = (
-    "0.0.0.0/8",
-    "127.0.0.0/8",
-    "169.254.0.0/16",
-    "224.0.0.0/3",
-    "::/127",
-    "fe80::/10",
-    "fd00:ec2::254/128",
-    "ff00::/8",
-)
-"""Where sinks in tenants' namespaces never connect to: the receiver itself and its node, clouds' metadata services,
-which hand out the node's identity, and what is no single machine.
-"""
-
 _HANDOVER: Final = 5.0
 """Seconds that a worker has for the delivery it is at when its sink's settings change."""
 
 
-def shares(program: Program) -> dict[str, int]:
-    """Bytes of the journal for each sink.
-
-    One that is dead fills its own part and none of the others'. Sinks of tenants' policies alone have half of it, if
-    there are any, divided by namespace and then by sink: what one namespace does costs no other and not the platform.
-    """
-    fed = {sink for policy in program.policies if policy.tenant is None for sink in policy.sinks}
-    fed_by_tenants = {sink for policy in program.policies if policy.tenant is not None for sink in policy.sinks}
-    platform, tenants = [], dict[str, list[str]]()
-    for sink in program.sinks:
-        name = name_of(sink)
-        if name in fed_by_tenants and name not in fed:
-            tenants.setdefault(sink.namespace, []).append(name)
-        else:
-            platform.append(name)
-    whole = program.journal_limit
-    half = whole // 2 if tenants and platform else whole
-    found = {name: half // len(platform) for name in platform}
-    for names in tenants.values():
-        found |= {name: half // len(tenants) // len(names) for name in names}
-    return found
-
-
 def platform_sinks(program: Program) -> frozenset[str]:
-    """The sinks that a policy of the platform delivers to."""
-    return frozenset(sink for policy in program.policies if policy.tenant is None for sink in policy.sinks)
-
-
-def tenants(program: Program) -> frozenset[str]:
-    """The namespaces that have policies of their own."""
-    return frozenset(policy.tenant for policy in program.policies if policy.tenant is not None)
-
-
-def name_of(sink: SinkProgram) -> str:
-    """``namespace/name``."""
-    return f"{sink.namespace}/{sink.name}"
+    """The platform's sinks that one of its policies delivers to."""
+    fed = {sink for policy in program.policies if policy.tenant is None for sink in policy.sinks}
+    return frozenset(fed.intersection(divided(program)[0]))
 
 
 def _bytes_below(folder: Path) -> int:
@@ -114,9 +72,18 @@ class Running:
         self._volume = volume
         self._platform: frozenset[str] = frozenset()
         self._tenants: frozenset[str] = frozenset()
+        self._shares = Shares({}, {}, {}, 0)
+        self._memory: dict[str, int] = {}
+        self._rates = Rates()
         self._applying = asyncio.Lock()
         self._measured = 0.0
         self._full: frozenset[str] = frozenset()
+        self._crowded: frozenset[str] = frozenset()
+        self._quarantined: dict[str, int] = {}
+        self.shed: dict[str, int] = {}
+        """Sink of a tenant -> events that were taken out of its log again, since the start: others joined, and its part
+        of the journal became smaller.
+        """
         self._refusal = ""
         self._full_volume = False
         self._files = 0
@@ -128,44 +95,52 @@ class Running:
         async with self._applying:
             deciding = await asyncio.to_thread(Deciding, program, hash_key)
             journal = self._kept.journal
-            limits = shares(program)
+            divided_ = shares(program)
+            limits = divided_.logs
             for name in limits:
                 (await journal.log(name)).limit = limits[name]
-            before, self.program, self.deciding = self.program, program, deciding
+            self.program, self.deciding, self._shares = program, deciding, divided_
             self._platform = platform_sinks(program)
             self._tenants = tenants(program)
+            self._rates.allow(program.tenants.events_per_second if program.tenants else None, self._tenants)
             self._measured = 0.0
-            await self._swap_workers(program, moved=before is not None and before.cluster != program.cluster)
+            await self._swap_workers(program)
             for name in list(journal.logs):
                 if name not in limits and journal.logs[name].backlog == 0:
                     await journal.remove(name)
             self._kept.metrics.keep({f"{policy.namespace}/{policy.name}" for policy in program.policies}, set(limits))
 
-    async def _swap_workers(self, program: Program, *, moved: bool) -> None:
-        wanted = {name_of(sink): sink for sink in program.sinks}
-        together = sum(sink.concurrency for sink in program.sinks)
+    async def _swap_workers(self, program: Program) -> None:
+        wanted = {name_of(sink): (sink, self._around(sink, program)) for sink in program.sinks}
+        self._memory = memory(program, IN_FLIGHT)
         ended = {}
         for name, worker in list(self.workers.items()):
-            if moved or wanted.get(name) != worker.program:
+            if wanted.get(name) != (worker.program, worker.surroundings):
                 ended[name] = self.workers.pop(name)
-        for name, sink in wanted.items():
-            in_flight = IN_FLIGHT * sink.concurrency // together
-            if name in self.workers:
-                self.workers[name].in_flight = in_flight
-            elif name not in ended:
-                await self._begin(sink, program, in_flight)
+        for name, each in wanted.items():
+            if name not in self.workers and name not in ended:
+                await self._begin(*each)
         # One after the other: two workers of one log would deliver everything twice.
         await asyncio.gather(*(worker.hand_over(_HANDOVER) for worker in ended.values()))
         for name in ended:
             if name in wanted:
-                await self._begin(wanted[name], program, IN_FLIGHT * wanted[name].concurrency // together)
+                await self._begin(*wanted[name])
+        for worker in self.workers.values():
+            self._grant(worker)
 
-    async def _begin(self, sink: SinkProgram, program: Program, in_flight: int) -> None:
+    def _grant(self, worker: Worker) -> None:
+        worker.in_flight = self._memory[worker.name]
+        worker.quarantine_limit = min(LARGEST, self._shares.quarantines.get(worker.name, LARGEST))
+
+    def _around(self, sink: SinkProgram, program: Program) -> Surroundings:
+        theirs = sink.namespace in self._tenants
+        reach = Reach.of_tenants(program.tenants, self._surroundings.platform) if theirs else ANYWHERE
+        return replace(self._surroundings, cluster=program.cluster, reach=reach)
+
+    async def _begin(self, sink: SinkProgram, surroundings: Surroundings) -> None:
         log = await self._kept.journal.log(name_of(sink))
-        refused = REFUSED_TO_TENANTS if sink.namespace in self._tenants else ()
-        surroundings = replace(self._surroundings, cluster=program.cluster, refused_networks=refused)
         worker = Worker(sink, surroundings, log, self._kept)
-        worker.in_flight = in_flight
+        self._grant(worker)
         self.workers[name_of(sink)] = worker
         worker.start()
 
@@ -179,6 +154,21 @@ class Running:
         """Sinks that have used up their part of the journal."""
         self._measure()
         return self._full
+
+    def crowded(self) -> Collection[str]:
+        """The platform's sinks in which there is no more room for what only tenants ask for: half of it is the
+        platform's alone.
+        """
+        self._measure()
+        return self._crowded
+
+    def admits(self, namespace: str) -> bool:
+        """Whether the policies of a tenant's namespace may have one more event; it counts then."""
+        return self._rates.admits(namespace)
+
+    def spend(self, namespace: str, seconds: float) -> None:
+        """What an event of a tenant's namespace has cost of the processor, for its policies alone."""
+        self._rates.spend(namespace, seconds)
 
     @property
     def failure(self) -> str:
@@ -211,6 +201,51 @@ class Running:
             for name, events in list(self.orphans.items()):
                 logger.warning("%s is gone: %d events for it are dropped to make room", name, events)
                 await self._kept.journal.remove(name)
+        if self._tenants or (self.program is not None and self.program.tenants is not None):
+            await self._hold_tenants()
+
+    async def _hold_tenants(self) -> None:
+        """Nor do tenants take more than their part by sinks that come and go, or because there are more of them now."""
+        program, divided_, logs = self.program, self._shares, self.journal.logs
+        if program is None:
+            return
+        live = divided_.logs.keys()
+        self._quarantined = {
+            name: size
+            for name, size in (await self.journal.reading(self.quarantine.sizes)).items()
+            if of_a_tenant(program, name.partition("/")[0])
+        }
+        used = self._used_by_tenants()
+        for namespace in list(used):
+            most = divided_.namespaces.get(namespace, divided_.tenants)
+            if used[namespace] >= most or sum(used.values()) >= divided_.tenants:
+                for name in [name for name in (*logs, *self._quarantined) if name.partition("/")[0] == namespace]:
+                    if name in live:
+                        continue
+                    logger.warning("%s is gone: what waited for it is dropped to make room for its namespace", name)
+                    await self.journal.remove(name)
+                    await self.journal.reading(partial(self.quarantine.remove, name))
+                    self._quarantined.pop(name, None)
+                used[namespace] = self._used_by_tenants().get(namespace, 0)
+        if sum(used.values()) >= divided_.tenants:
+            for name in live:
+                if name.partition("/")[0] in divided_.namespaces and logs[name].size > divided_.logs[name]:
+                    events = await self.journal.reading(partial(logs[name].shed, divided_.logs[name]))
+                    if events:
+                        self.shed[name] = self.shed.get(name, 0) + events
+                        self._kept.metrics.dropped.labels(name).inc(events)
+                        logger.warning("%s: %d events are dropped, there are more tenants now", name, events)
+
+    def _used_by_tenants(self) -> dict[str, int]:
+        """Bytes of journal and quarantine by tenant's namespace, of sinks that are gone, too."""
+        used: dict[str, int] = {}
+        if self.program is not None:
+            sizes = ((name, log.size) for name, log in self.journal.logs.items())
+            for name, size in (*sizes, *self._quarantined.items()):
+                namespace = name.partition("/")[0]
+                if of_a_tenant(self.program, namespace):
+                    used[namespace] = used.get(namespace, 0) + size
+        return used
 
     async def deliver_again(self) -> None:
         """What somebody has asked for with `audit-operator quarantine retry`. Raises AppendError, OSError."""
@@ -231,8 +266,19 @@ class Running:
             return
         self._measured = now
         journal = self._kept.journal
-        over = frozenset(name for name, log in journal.logs.items() if log.limit is not None and log.size >= log.limit)
-        total = journal.size + self._files
+        sizes = {name: log.size for name, log in journal.logs.items()}
+        limits = self._shares.logs
+        over = {name for name, limit in limits.items() if sizes.get(name, 0) >= limit}
+        if self._tenants:
+            used = self._used_by_tenants()
+            spent = {name for name, most in self._shares.namespaces.items() if used.get(name, 0) >= most}
+            over |= {name for name in limits if name.partition("/")[0] in spent}
+            self._crowded = frozenset(
+                name
+                for name, limit in limits.items()
+                if name.partition("/")[0] not in self._shares.namespaces and sizes.get(name, 0) >= limit // 2
+            )
+        total = sum(sizes.values()) + self._files
         platform = self._platform & journal.logs.keys()
         volume = os.statvfs(self._volume)
         self._full_volume = volume.f_bavail * volume.f_frsize < _FREE
@@ -241,4 +287,4 @@ class Running:
             self._refusal = f"journal and files take {total} of {program.journal_limit} bytes"
         elif platform and platform <= over:
             self._refusal = "every sink of the platform has used up its part of the journal"
-        self._full = over
+        self._full = frozenset(over)

@@ -327,7 +327,8 @@ class Server:
             if body is None:
                 return _text(413, f"a body may have {limit} bytes")
             self._metrics.spent("receive", time.perf_counter() - begun)
-            events = await self._intake.take(server, body, _Target(deciding, running.full))
+            target = _Target(deciding, running.full, running.crowded, running.admits, running.spend)
+            events = await self._intake.take(server, body, target)
         except TimeoutError:
             return _text(408, f"the body did not come within {_BODY_SECONDS:g} s")
         except BodyError as error:
@@ -382,6 +383,9 @@ class _Target(NamedTuple):
 
     deciding: Deciding
     full: Callable[[], Collection[str]]
+    crowded: Callable[[], Collection[str]]
+    admits: Callable[[str], bool]
+    spend: Callable[[str, float], None]
 
 
 async def _body(request: web.BaseRequest, limit: int) -> bytes | None:

@@ -1,12 +1,19 @@
 """What the operator reads of a receiver, to make conditions of: JSON with a versioned schema, at GET /status."""
 
+import time
+from typing import Final
+
+from msgspec import structs
+
 from audit_operator.receiver.certificates import Certificates
 from audit_operator.receiver.delivery import Worker
-from audit_operator.receiver.intake import Intake
+from audit_operator.receiver.intake import Intake, Limited
 from audit_operator.receiver.journal import Log
 from audit_operator.receiver.programs import Programs
 from audit_operator.receiver.quarantine import MALFORMED, Quarantine
-from audit_operator.receiver.running import Running, name_of
+from audit_operator.receiver.running import Running
+from audit_operator.receiver.shares import name_of, of_a_tenant
+from audit_operator.render.program import Program, SinkProgram
 from audit_operator.render.report import SCHEMA, ProgramStatus, SinkStatus, Status
 
 
@@ -21,7 +28,10 @@ def status(receiver: str, running: Running, programs: Programs, certificates: Ce
         name = name_of(sink)
         worker, log = running.workers.get(name), journal.logs.get(name)
         if log is not None:
-            sinks.append(_sink(name, sink.type, worker, log, dropped=intake.dropped.get(name, 0), full=name in full))
+            dropped = intake.dropped.get(name, 0) + running.shed.get(name, 0)
+            limited = intake.limited.get(name)
+            found = _sink(name, sink.type, worker, log, dropped=dropped, full=name in full)
+            sinks.append(_explained(found, program, sink, limited) if program else found)
     return Status(
         schema=SCHEMA,
         receiver=receiver,
@@ -61,6 +71,24 @@ def _sink(name: str, kind: str, worker: Worker | None, log: Log, *, dropped: int
         damaged=(condition.damaged if condition else 0),
         dropping=full,
     )
+
+
+_LATELY: Final = 60.0
+"""Seconds for which a limit that was passed is said."""
+
+
+def _explained(found: SinkStatus, program: Program, sink: SinkProgram, limited: Limited | None) -> SinkStatus:
+    """With why events are dropped, if they are."""
+    limiting = limited is not None and time.monotonic() - limited.last < _LATELY
+    why = ""
+    if found.dropping:
+        whose = f"namespace {sink.namespace}" if of_a_tenant(program, sink.namespace) else "this sink"
+        why = f"what waits for it takes up the part of the journal that {whose} may have"
+    elif limiting and program.tenants is not None:
+        most = program.tenants.events_per_second
+        why = f"tenants' policies ask for more than {most} events a second of a namespace, or for more work on them"
+    events = limited.events if limited is not None else 0
+    return structs.replace(found, limiting=limiting, limited=events, why_dropping=why)
 
 
 def _sizes(quarantine: Quarantine, names: list[str]) -> dict[str, int]:

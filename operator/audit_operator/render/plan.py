@@ -40,7 +40,7 @@ from audit_operator.render.status import (
     sink_status,
     sinks_resolved,
 )
-from audit_operator.render.tenants import Refusal, Sinks, missing, refusals, sinks_of
+from audit_operator.render.tenants import Refusal, Sinks, missing, refusals, sinks_of, tenant_program
 from audit_operator.render.tls import CERTIFICATE_KIND, tls_objects
 from audit_operator.render.workload import StoredProgram, objects, stored
 from audit_operator.render.world import Identity, Resources, World, identity_of
@@ -144,6 +144,7 @@ def render(resources: Resources, world: World) -> Plan:
         cluster=spec.cluster_name,
         body_limit=flag_plan.body_limit or 0,
         journal_limit=_journal_limit(spec),
+        tenants=tenant_program(spec.tenants, world.root_namespace),
     )
     program_text = encode(receiver_program)
     kept_program = stored(program_text)

@@ -122,11 +122,27 @@ class SinkProgram(_Wire, frozen=True):
     proxy: dict[str, Any] | None = None
 
 
+class TenantProgram(_Wire, frozen=True):
+    """What sinks and policies of all namespaces but ``root_namespace`` may do.
+
+    ``networks``: where their sinks may connect to (CIDRs), empty for everywhere but ``refused_networks`` and what is
+    always refused. ``journal_bytes``: of one namespace's sinks together. ``events_per_second``: for one namespace's
+    policies.
+    """
+
+    root_namespace: str
+    journal_bytes: int
+    events_per_second: int
+    networks: tuple[str, ...] = ()
+    refused_networks: tuple[str, ...] = ()
+
+
 class Program(_Wire, frozen=True):
     """What a receiver does.
 
     ``body_limit``: bytes it takes in one POST. ``journal_limit``: bytes its journal and its files may take together
-    before it answers 503. ``hash_key_file``: the secret that action Hash needs, None if no policy hashes.
+    before it answers 503. ``hash_key_file``: the secret that action Hash needs, None if no policy hashes. ``tenants``:
+    None if there are none.
     """
 
     schema: Literal["receiver.audit-operator.dev/v1"]
@@ -137,6 +153,7 @@ class Program(_Wire, frozen=True):
     policies: tuple[PolicyProgram, ...]
     sinks: tuple[SinkProgram, ...]
     hash_key_file: str | None = None
+    tenants: TenantProgram | None = None
 
 
 class PolicyInput(NamedTuple):
@@ -171,14 +188,25 @@ class Credential(NamedTuple):
 
     @property
     def file(self) -> str:
-        """A key of its own in the Secret of credentials: neither kinds, namespaces nor names contain an underscore."""
-        text = f"{self.kind.lower()}_{self.namespace}_{self.name}_{self.key}"
-        return text if len(text) <= _LONGEST_KEY else hashlib.sha256(text.encode()).hexdigest()
+        """A key of its own in the Secret of credentials: neither kinds, namespaces nor names contain an underscore.
+
+        It always begins with kind and namespace: by that a receiver sees whose it is (`belongs`).
+        """
+        begin = f"{self.kind.lower()}_{self.namespace}_"
+        text = f"{begin}{self.name}_{self.key}"
+        return text if len(text) <= _LONGEST_KEY else begin + hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def reference(self) -> Reference:
         """The Secret or ConfigMap."""
         return Reference(self.kind, self.namespace, self.name)
+
+
+def belongs(file: str, namespace: str) -> bool:
+    """Whether ``file`` (`Credential.file` in some folder) is a credential of this namespace."""
+    *folders, name = file.split("/")
+    named = name.startswith((f"secret_{namespace}_", f"configmap_{namespace}_"))
+    return named and file.startswith("/") and ".." not in folders
 
 
 def program(
@@ -188,6 +216,7 @@ def program(
     cluster: str,
     body_limit: int,
     journal_limit: int,
+    tenants: TenantProgram | None = None,
 ) -> Program:
     """The program that runs ``policies`` and delivers to ``sinks``, both in the order they are given."""
     numbers: dict[RuleList, int] = {}
@@ -215,6 +244,7 @@ def program(
         rule_lists=tuple(numbers),
         policies=tuple(entries),
         sinks=tuple(_sink(Same(sink)) for sink in sinks),
+        tenants=tenants,
     )
 
 
@@ -223,6 +253,8 @@ def encode(program: Program) -> str:
     lines = []
     for field in structs.fields(program):
         value = getattr(program, field.name)
+        if value is None and field.name == "tenants":
+            continue  # receivers of the version before there was the field go on reading programs without tenants
         if isinstance(value, tuple) and value:
             entries = ",\n".join(f"  {_json(entry)}" for entry in value)
             lines.append(f' "{field.encode_name}": [\n{entries}\n ]')

@@ -39,8 +39,9 @@ class SinkStatus(_Wire, frozen=True):
     ``state``: Delivering; Unreachable, Unauthorized, Throttled, Misconfigured, QuarantineFull or JournalError, since
     ``since`` (seconds since the epoch), with ``message`` for a person. ``backlog_bytes`` of ``share_bytes`` wait in the
     journal, the oldest for ``oldest_seconds``. Counters are since the start of the receiver: ``dropped`` never reached
-    the journal because the share was used up, ``dead_lettered`` the sink refused for good, ``damaged`` could not be
-    read back. ``dropping``: the share is used up now.
+    the journal because the share was used up or, ``limited`` of them, because a tenant's policies ask for too many a
+    second; ``dead_lettered`` the sink refused for good, ``damaged`` could not be read back. ``dropping``: the share is
+    used up now. ``limiting``: some were too many a moment ago. ``why_dropping``: either, as a sentence.
     """
 
     name: str
@@ -59,6 +60,9 @@ class SinkStatus(_Wire, frozen=True):
     dropped: int = 0
     damaged: int = 0
     dropping: bool = False
+    limiting: bool = False
+    limited: int = 0
+    why_dropping: str = ""
 
 
 class Status(_Wire, frozen=True):

@@ -5,7 +5,7 @@ from itertools import groupby
 from typing import NamedTuple, TypeVar
 
 from audit_operator.policy.effective import Namespaces, selector_of, selects
-from audit_operator.render.program import Reference, credentials
+from audit_operator.render.program import Reference, TenantProgram, credentials
 from audit_operator.render.world import Identity, Resources, World, identity_of
 from audit_operator.resources.auditbackend import Tenants
 from audit_operator.resources.auditpolicy import AuditPolicy
@@ -13,11 +13,15 @@ from audit_operator.resources.auditsink import (
     AuditSink,
     AuditSinkSpec,
     AwsAuth,
+    Azure,
     AzureWorkloadIdentity,
+    File,
     Gcs,
     GoogleCloudLogging,
+    Header,
+    host_of,
 )
-from audit_operator.resources.meta import NamespaceChoice, walk
+from audit_operator.resources.meta import NamespaceChoice, quantity, walk
 
 Item = TypeVar("Item", AuditPolicy, AuditSink)
 
@@ -181,24 +185,75 @@ def _policy_refusal(policy: AuditPolicy, tenants: Tenants) -> Refusal | None:
     return None
 
 
+def tenant_program(tenants: Tenants, root_namespace: str) -> TenantProgram | None:
+    """What receivers hold tenants to; None if there are none."""
+    if not tenants.enabled:
+        return None
+    return TenantProgram(
+        root_namespace=root_namespace,
+        journal_bytes=int(quantity(tenants.limits.journal_bytes)),
+        events_per_second=tenants.limits.events_per_second,
+        networks=tenants.networks,
+        refused_networks=tenants.refused_networks,
+    )
+
+
 def _sink_refusal(sink: AuditSink, tenants: Tenants) -> Refusal | None:
     spec = sink.spec
     if spec.type not in tenants.sink_types:
         allowed = ", ".join(tenants.sink_types) or "none"
         return Refusal("SinkTypeNotAllowed", f"tenants may not use sink type {spec.type}; they may use {allowed}")
-    for host in spec.hosts:
-        if tenants.hosts and not any(_host_matches(pattern, host) for pattern in tenants.hosts):
-            allowed = ", ".join(tenants.hosts)
-            return Refusal("HostNotAllowed", f"tenants may not send to {host}; they may send to {allowed}")
     if _as_receiver(spec):
         return Refusal(
             "IdentityNotAllowed",
             "without credentials of its own this sink would write with the receivers' identity, which is the "
             "platform's: refer to a Secret with credentials",
         )
-    if spec.file is not None and spec.file.claim_name is not None:
-        return Refusal("ClaimNotAllowed", "claimName is for sinks in the operator's namespace: leave it out")
+    return _host_refusal(spec, tenants) or (_file_refusal(spec.file, tenants) if spec.file is not None else None)
+
+
+def _host_refusal(spec: AuditSinkSpec, tenants: Tenants) -> Refusal | None:
+    server_names = [spec.tls.server_name.lower()] if spec.tls and spec.tls.server_name else []
+    for host in (*spec.hosts, *server_names):
+        if tenants.hosts and not _may_name(host, tenants):
+            allowed = ", ".join(tenants.hosts)
+            return Refusal("HostNotAllowed", f"tenants may not send to {host}; they may send to {allowed}")
+    # What a proxy connects to, no receiver sees; and the platform's proxy reaches more than tenants do.
+    if spec.proxy is not None and not (tenants.hosts and _may_name(host_of(spec.proxy.url), tenants)):
+        return Refusal(
+            "ProxyNotAllowed",
+            "tenants may use a proxy only if spec.tenants.hosts of the AuditBackend names it: leave proxy out, or ask "
+            "for that",
+        )
+    for path, value in walk(spec, "spec"):
+        if isinstance(value, Gcs | Azure) and value.endpoint is not None:
+            return Refusal(
+                "EndpointNotAllowed",
+                f"{path}.endpoint is for sinks in the operator's namespace, because receivers cannot check the "
+                "connections to it: leave it out",
+            )
+        if isinstance(value, Header) and value.name.lower() == "host":
+            return Refusal("HeaderNotAllowed", f"{path} may not be Host: it would lead to another server than the URL")
     return None
+
+
+def _file_refusal(file: File, tenants: Tenants) -> Refusal | None:
+    if file.claim_name is not None:
+        return Refusal("ClaimNotAllowed", "claimName is for sinks in the operator's namespace: leave it out")
+    if not file.path.startswith("{namespace}/"):
+        return Refusal("PathNotAllowed", "a tenant's path begins with {namespace}/, so that its files stay apart")
+    most = quantity(file.rotation.max_size) * (file.rotation.max_files + 1)
+    if most > quantity(tenants.limits.journal_bytes):
+        return Refusal(
+            "FilesTooLarge",
+            f"rotation.maxSize times maxFiles, and the file being written, come to more than tenants' "
+            f"limits.journalBytes, {tenants.limits.journal_bytes}: keep fewer or smaller files",
+        )
+    return None
+
+
+def _may_name(host: str, tenants: Tenants) -> bool:
+    return any(_host_matches(pattern, host) for pattern in tenants.hosts)
 
 
 def _host_matches(pattern: str, host: str) -> bool:

@@ -1,5 +1,6 @@
 """AuditBackend: how API servers emit audit events, the receiver they emit to, and what tenants may do."""
 
+import ipaddress
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
@@ -402,13 +403,38 @@ class TenantNamespaces(NamespaceChoice):
     )
 
 
+def _known_network(text: str) -> str:
+    try:
+        ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError("must be a range of addresses such as 10.0.0.0/8 or fd00::/8") from None
+    return text
+
+
+Network = Annotated[Cidr, AfterValidator(_known_network)]
+
+
 class TenantLimits(Model):
-    """The most a tenant's namespace may have; what is above is refused on its status, oldest first in force."""
+    """The most a tenant's namespace may have; of too many resources the oldest are in force, the others' status says
+    why not.
+    """
 
     max_policies: Integer = Field(5, ge=0, le=1000, description="AuditPolicies in one namespace.")
     max_rules_per_policy: Integer = Field(50, ge=1, le=MAX_RULES, description="Rules of one AuditPolicy.")
     max_redactions_per_policy: Integer = Field(16, ge=0, le=64, description="Redactions of one AuditPolicy.")
     max_sinks: Integer = Field(3, ge=0, le=1000, description="AuditSinks in one namespace.")
+    journal_bytes: Quantity = Field(
+        "256Mi",
+        description="What waits in one receiver for all sinks of a namespace together, events that a sink refused "
+        "included. All namespaces together never get more than 40 % of a receiver's journal, in equal parts.",
+    )
+    events_per_second: Integer = Field(
+        500,
+        ge=1,
+        le=1_000_000,
+        description="Events that one receiver takes for the policies of a namespace, averaged over a minute. What is "
+        "above reaches none of the sinks that only these policies deliver it to.",
+    )
 
 
 HostPattern = Annotated[
@@ -438,12 +464,30 @@ class Tenants(Model):
     )
     limits: TenantLimits = Field(TenantLimits(), description="The most a namespace may have.")
     sink_types: tuple[SinkTypeName, ...] = Field(
-        tuple(name for name, kind in SINK_TYPES.items() if kind.network),
+        tuple(name for name, kind in SINK_TYPES.items() if kind.guarded),
         max_length=32,
-        description="Sink types tenants may use.",
+        description="Sink types tenants may use. Not by default: kafka, whose connections receivers cannot check one "
+        "by one, file and stdout.",
     )
     hosts: tuple[HostPattern, ...] = Field(
-        (), max_length=256, description="Hosts that tenants' sinks may name: exact, or *.suffix; empty: any."
+        (),
+        max_length=256,
+        description="Hosts that tenants' sinks may name: exact, or *.suffix; empty: any. Proxies only if named here.",
+    )
+    networks: tuple[Network, ...] = Field(
+        (),
+        max_length=64,
+        description="Networks that tenants' sinks may connect to, looked at after name resolution, at every "
+        "connection; empty: all but those refused. Of networks that hold an address the narrowest decides.",
+        examples=[["10.20.0.0/16", "203.0.113.0/24"]],
+    )
+    refused_networks: tuple[Network, ...] = Field(
+        (),
+        max_length=64,
+        description="Networks that they may not connect to, such as those of nodes and control plane, beside what "
+        "is always refused: loopback, link-local, metadata services, multicast, the receiver itself, the API server's "
+        "Service.",
+        examples=[["192.168.0.0/24", "10.96.0.0/12"]],
     )
 
 

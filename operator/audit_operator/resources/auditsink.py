@@ -266,6 +266,9 @@ class SinkType(Model):
     proxied: ClassVar[bool] = True
     """Speaks HTTP, so that spec.proxy applies."""
 
+    guarded: ClassVar[bool] = True
+    """Receivers see the address of every connection before it is made."""
+
     encrypted: ClassVar[Encryption] = BY_URL
     """When spec.tls applies."""
 
@@ -406,6 +409,8 @@ class Kafka(SinkType):
     compression: Literal["None", "gzip", "snappy", "lz4", "zstd"] = Field("zstd", description="Compression of batches.")
 
     proxied: ClassVar[bool] = False
+    # Brokers name further ones, to which the library connects by itself; Python cannot set its connect callback.
+    guarded: ClassVar[bool] = False
     encrypted: ClassVar[Encryption] = BY_TRANSPORT
 
 
@@ -787,6 +792,7 @@ class File(SinkType):
 
     network: ClassVar[bool] = False
     proxied: ClassVar[bool] = False
+    guarded: ClassVar[bool] = False
     encrypted: ClassVar[Encryption] = NEVER
 
 
@@ -795,6 +801,7 @@ class Stdout(SinkType):
 
     network: ClassVar[bool] = False
     proxied: ClassVar[bool] = False
+    guarded: ClassVar[bool] = False
     encrypted: ClassVar[Encryption] = NEVER
 
 
@@ -959,7 +966,7 @@ class AuditSinkSpec(SinkTypes):
     @property
     def hosts(self) -> tuple[str, ...]:
         """The hosts that the settings name, in lower case without port; the cloud providers' own are not among them."""
-        named = (_host(str(value)) for path, value in walk(self, "spec") if _ENDPOINT.search(path))
+        named = (host_of(str(value)) for path, value in walk(self, "spec") if _ENDPOINT.search(path))
         return tuple(dict.fromkeys(named))
 
     @property
@@ -977,8 +984,8 @@ class AuditSinkSpec(SinkTypes):
 _ENDPOINT: Final = re.compile(r"\.(url|endpoint|address|(urls|brokers)\[[0-9]+\])$")
 
 
-def _host(address: str) -> str:
-    """The host in a URL or in host:port."""
+def host_of(address: str) -> str:
+    """The host in a URL or in host:port, in lower case."""
     authority = re.split("[/?#]", address.partition("://")[2] or address)[0].lower()
     return authority[1:].partition("]")[0] if authority.startswith("[") else authority.partition(":")[0]
 

@@ -28,8 +28,8 @@ that is missing or empty raises `UnauthorizedError`, which passes as soon as it 
 import hashlib
 import importlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, TypeVar, cast
@@ -37,7 +37,8 @@ from typing import Any, Final, NamedTuple, Protocol, TypeVar, cast
 import msgspec
 
 from audit_operator.policy.events import Event, decode
-from audit_operator.render.program import SinkProgram
+from audit_operator.receiver.reach import ANYWHERE, Reach
+from audit_operator.render.program import SinkProgram, belongs
 
 MODULES: Final[Mapping[str, str]] = {
     "elasticsearch": "elasticsearch",
@@ -214,8 +215,8 @@ class Surroundings:
 
     ``receiver``: the receiver's own name, the same after a restart. ``files``: the folder for file sinks on the
     receiver's volume. ``claims``: the folder with claims mounted by name. ``state``: where sinks remember what must
-    outlive the process; nothing in it is an event. ``refused_networks``: no connection is made to an address in one of
-    them (CIDRs), whatever name led there.
+    outlive the process; nothing in it is an event. ``reach``: no connection is made to an address outside of it,
+    whatever name led there. ``platform``: addresses (CIDRs) that are never in a tenant's.
     """
 
     cluster: str
@@ -223,7 +224,15 @@ class Surroundings:
     files: Path
     claims: Path
     state: Path
-    refused_networks: Sequence[str] = field(default=())
+    reach: Reach = ANYWHERE
+    platform: tuple[str, ...] = ()
+
+    @property
+    def tenant(self) -> bool:
+        """Whether whoever wrote the sink is no administrator: the receiver's own identity is not for it, nor is any
+        text that a server answers, for it may be one that only we can reach.
+        """
+        return self.reach.tenant
 
 
 _T = TypeVar("_T")
@@ -235,11 +244,31 @@ def settings(program: SinkProgram, kind: type[_T]) -> _T:
 
 
 def convert(program: SinkProgram, value: object, kind: type[_T]) -> _T:
-    """Some part of the program as ``kind``. Raises UnknownSinkError with the field that is wrong."""
+    """Some part of the program as ``kind``. Raises UnknownSinkError with the field that is wrong, or for a credential
+    of another namespace: render never writes one, and whoever could make it do so would get no further.
+    """
+    name = f"sink {program.namespace}/{program.name} ({program.type})"
     try:
-        return msgspec.convert(value, kind)
+        converted = msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        raise UnknownSinkError(f"sink {program.namespace}/{program.name} ({program.type}): {error}") from None
+        raise UnknownSinkError(f"{name}: {error}") from None
+    for file in _files(converted):
+        if not belongs(file, program.namespace):
+            raise UnknownSinkError(f"{name}: {Path(file).name} is no credential of namespace {program.namespace}")
+    return converted
+
+
+def _files(value: object) -> Iterator[str]:
+    """Of all credentials in settings."""
+    if isinstance(value, (tuple, list)):
+        for each in value:
+            yield from _files(each)
+    elif isinstance(value, msgspec.Struct):
+        for name in value.__struct_fields__:
+            inner = getattr(value, name)
+            if isinstance(inner, str) and (isinstance(value, SecretFile) or name.endswith("_file")):
+                yield inner
+            yield from _files(inner)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
@@ -274,6 +303,15 @@ def secret(reference: SecretFile) -> str:
     if not text or len(text) > _LARGEST_SECRET:
         raise UnauthorizedError(f"the credential {path.name} is empty or too large")
     return text
+
+
+def need_own_identity(program: SinkProgram, surroundings: Surroundings, *, given: bool) -> None:
+    """Raises UnknownSinkError for a tenant's sink that would use the identity of the receiver's environment."""
+    if surroundings.tenant and not given:
+        raise UnknownSinkError(
+            f"sink {program.namespace}/{program.name} ({program.type}): the receiver's own identity is not for "
+            "tenants; refer to a Secret with credentials"
+        )
 
 
 def make(program: SinkProgram, surroundings: Surroundings) -> Sink:

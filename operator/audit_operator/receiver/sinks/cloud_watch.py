@@ -25,6 +25,7 @@ from audit_operator.receiver.sinks import (
     dated,
     filled,
     nanoseconds,
+    need_own_identity,
     settings,
 )
 from audit_operator.receiver.sinks.aws import AwsAuth, Signer, domain
@@ -46,6 +47,7 @@ class _CloudWatch(Settings, frozen=True):
 def make(program: SinkProgram, surroundings: Surroundings) -> "CloudWatch":
     """See `Sink`."""
     given = settings(program, _CloudWatch)
+    need_own_identity(program, surroundings, given=given.auth.access_key_id is not None)
     client = Client(program, surroundings)
     group = filled(given.log_group, program, surroundings)
     stream = filled(given.log_stream, program, surroundings)

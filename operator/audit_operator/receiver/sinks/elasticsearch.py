@@ -27,6 +27,7 @@ from audit_operator.receiver.sinks import (
     UnreachableError,
     dated,
     filled,
+    need_own_identity,
     secret,
     settings,
 )
@@ -68,6 +69,8 @@ def make(program: SinkProgram, surroundings: Surroundings) -> "Elasticsearch":
     stream = given.data_stream
     target = given.index or f"{stream.type}-{stream.dataset}-{stream.namespace}"
     aws = given.auth.aws
+    if aws is not None:
+        need_own_identity(program, surroundings, given=aws.access_key_id is not None)
     client = Client(program, surroundings, compression=given.compression)
     return Elasticsearch(
         given,

@@ -29,6 +29,7 @@ from audit_operator.receiver.sinks import (
     TooLargeError,
     UnauthorizedError,
     UnreachableError,
+    need_own_identity,
     secret,
     settings,
 )
@@ -54,10 +55,13 @@ class _GoogleCloudLogging(Settings, frozen=True):
 def make(program: SinkProgram, surroundings: Surroundings) -> "GoogleCloudLogging":
     """See `Sink`."""
     given = settings(program, _GoogleCloudLogging)
+    need_own_identity(program, surroundings, given=given.credentials is not None)
     client = Client(program, surroundings, compression="gzip")
     return GoogleCloudLogging(given, surroundings.cluster, client)
 
 
+_LARGEST_ANSWER: Final = 1 << 20
+"""Bytes: an error for each entry, and each quotes what it is about."""
 _SCOPE: Final = "https://www.googleapis.com/auth/logging.write"
 
 
@@ -95,7 +99,7 @@ class GoogleCloudLogging:
         ]
         body = msgspec.json.encode({**self._common, "entries": entries})
         headers = {"Authorization": f"Bearer {await self._tokens.current()}", "Content-Type": "application/json"}
-        answer = await self._client.send("POST", self._url, body, headers)
+        answer = await self._client.send("POST", self._url, body, headers, largest_answer=_LARGEST_ANSWER)
         if (partial := _partial(answer)) is not None:
             return _result(partial, len(entries))
         if error := error_of(answer):

@@ -14,6 +14,7 @@ import msgspec
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from audit_operator.receiver.formats import Formatter, formatter, without_bodies
+from audit_operator.receiver.reach import Reach
 from audit_operator.receiver.sinks import (
     TAKEN,
     Batch,
@@ -35,7 +36,7 @@ from audit_operator.receiver.sinks import (
     settings,
     value_of,
 )
-from audit_operator.receiver.sinks.web import Networks, Tls, networks, refuse_address
+from audit_operator.receiver.sinks.web import Tls, checked
 from audit_operator.receiver.threads import OwnThread
 from audit_operator.render.program import SinkProgram
 
@@ -66,7 +67,7 @@ def make(program: SinkProgram, surroundings: Surroundings) -> "Kafka":
         raise UnknownSinkError(f"{name}: tls.serverName cannot be used: each broker's certificate must carry its name")
     if tls.min_version == "TLS13":
         raise UnknownSinkError(f"{name}: tls.minVersion TLS13 cannot be used: the library takes what brokers offer")
-    cluster = _Cluster(given, tls, networks(surroundings), program.timeout)
+    cluster = _Cluster(given, tls, surroundings.reach, program.timeout)
     return Kafka(given, cluster, formatter(program, surroundings.cluster))
 
 
@@ -170,10 +171,10 @@ def _meaning(error: KafkaError, before: KafkaError | None) -> SinkError:
 class _Cluster:
     """The producer; blocking. It is made anew when a credential has changed, or after an error it cannot mend."""
 
-    def __init__(self, given: _Kafka, tls: Tls, refused: Networks, timeout: float) -> None:
+    def __init__(self, given: _Kafka, tls: Tls, reach: Reach, timeout: float) -> None:
         self._given = given
         self._tls = tls
-        self._refused = refused
+        self._reach = reach
         self._timeout = timeout
         self._producer: Producer | None = None
         self._made_of: Mapping[str, Any] = {}
@@ -247,7 +248,7 @@ class _Cluster:
             except KafkaException as error:
                 raise UnauthorizedError(f"the credentials cannot be used: {error.args[0].name()}") from None
             self._producer, self._made_of = producer, wanted
-            if self._refused:
+            if self._reach.limited:
                 self._look_at_advertised(producer)
         return self._producer
 
@@ -258,14 +259,14 @@ class _Cluster:
     def _look(self, broker: str) -> None:
         """Raises SinkError for a broker that no connection may be made to."""
         host, _, port = broker.rpartition(":")
-        if not self._refused:
+        if not self._reach.limited:
             return
         try:
             found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
         except socket.gaierror:
             raise UnreachableError(f"the name {host} cannot be resolved") from None
         for *_, address in found:
-            refuse_address(str(address[0]), self._refused)
+            checked(str(address[0]), self._reach)
 
     def _look_at_advertised(self, producer: Producer) -> None:
         """Brokers name further ones, to which the library connects by itself: no message before they are looked at."""

@@ -53,12 +53,13 @@ from audit_operator.receiver.sinks import (
     convert,
     dated,
     filled,
+    need_own_identity,
     secret,
     settings,
 )
 from audit_operator.receiver.sinks.aws import AwsAuth, Signer, domain
 from audit_operator.receiver.sinks.chain import Chain, Found, Integrity, Names, state_path
-from audit_operator.receiver.sinks.web import Client, Tls, error_of, networks, refuse_address
+from audit_operator.receiver.sinks.web import Client, Tls, checked, error_of
 from audit_operator.receiver.threads import OwnThread
 from audit_operator.render.program import SinkProgram
 
@@ -137,6 +138,7 @@ def make(program: SinkProgram, surroundings: Surroundings) -> "ObjectStore":
     given = settings(program, _ObjectStore)
     store: _Store
     if given.s3 is not None:
+        need_own_identity(program, surroundings, given=given.s3.auth.access_key_id is not None)
         store = _S3Store(given.s3, Client(program, surroundings))
     else:
         store = _other_store(given, program, surroundings)
@@ -403,6 +405,12 @@ def _other_store(given: _ObjectStore, program: SinkProgram, surroundings: Surrou
     ):
         if wanted:
             raise UnknownSinkError(f"{name}: {field} cannot be used with gcs and azure; leave it out")
+    gcs, azure = given.gcs, given.azure
+    own = gcs.credentials is not None if gcs else azure is not None and azure.auth.workload_identity is None
+    need_own_identity(program, surroundings, given=own)
+    if surroundings.tenant and (gcs or azure).endpoint is not None:  # type: ignore[union-attr]
+        # The library connects by itself: only to where nobody can lead it elsewhere.
+        raise UnknownSinkError(f"{name}: endpoint is not for tenants; leave it out")
     return _OtherStore(given, tls, surroundings, program.timeout)
 
 
@@ -413,14 +421,14 @@ class _OtherStore:
         self._gcs = given.gcs
         self._azure = given.azure
         self._tls = tls
-        self._refused = networks(surroundings)
+        self._reach = surroundings.reach
         self._timeout = timeout
         self._store: Any = None
         self._made_of: object = None
         self._thread = OwnThread("object store addresses")
 
     async def put(self, key: str, body: bytes, kind: str) -> None:
-        if self._refused:
+        if self._reach.limited:
             await self._thread.run(self._look)
         attributes = {"Content-Type": kind}
         tier = self._gcs.storage_class if self._gcs else self._azure.access_tier if self._azure else None
@@ -447,7 +455,7 @@ class _OtherStore:
         except socket.gaierror:
             raise UnreachableError(f"the name {host} cannot be resolved") from None
         for *_, address in found:
-            refuse_address(str(address[0]), self._refused)
+            checked(str(address[0]), self._reach)
 
     def _endpoint(self) -> str:
         if self._gcs is not None:

@@ -82,7 +82,7 @@ class Otlp:
             # It does not say which. One by one it does: halved, until the rejected ones are alone.
             raise RefusedError(
                 f"{partial.rejected_log_records} of {len(batch.items)} log records are rejected: "
-                f"{_printable(partial.error_message)}"
+                f"{_printable(partial.error_message) if answer.quoted else 'its reason is not shown'}"
             )
         return TAKEN
 

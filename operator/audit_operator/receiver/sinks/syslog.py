@@ -28,7 +28,7 @@ from audit_operator.receiver.sinks import (
     filled,
     settings,
 )
-from audit_operator.receiver.sinks.web import Tls, networks, refuse_address, ssl_reason
+from audit_operator.receiver.sinks.web import Resolver, Tls, checked, ssl_reason
 from audit_operator.render.program import SinkProgram
 
 
@@ -88,7 +88,7 @@ class Syslog:
 
     async def close(self) -> None:
         """Close the connection."""
-        await self._way.close()
+        await self._way.stop()
 
 
 class _Form:
@@ -127,8 +127,10 @@ class _Way:
         self._host = host
         self._port = port
         self._tls = tls
-        self._refused = networks(surroundings)
+        self._reach = surroundings.reach
+        self._names = Resolver(surroundings.reach)
         self._seen: object = None
+        self._context: ssl.SSLContext | None = None
         self._open: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def send(self, data: bytes) -> None:
@@ -159,6 +161,11 @@ class _Way:
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
+    async def stop(self) -> None:
+        """Close it for good."""
+        await self.close()
+        await self._names.close()
+
     async def _connected(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         seen = None if self._tls is None else self._tls.versions()
         if self._open is not None:
@@ -166,7 +173,9 @@ class _Way:
             if not reader.at_eof() and not writer.is_closing() and seen == self._seen:
                 return self._open
             await self.close()
-        context = None if self._tls is None else self._tls.context()
+        if self._tls is not None and (self._context is None or seen != self._seen):
+            self._context, self._seen = self._tls.context(), seen  # it reads all the CAs of the system: not at each try
+        context = self._context
         connection = await self._socket()
         try:
             name = None if self._tls is None else self._tls.server_name or self._host
@@ -176,23 +185,23 @@ class _Way:
             raise
         # So that drain waits until the kernel has all of it.
         writer.transport.set_write_buffer_limits(0)
-        self._open, self._seen = (reader, writer), seen
+        self._open = (reader, writer)
         return reader, writer
 
     async def _socket(self) -> socket.socket:
         """A connection to the first address that takes one. Addresses are looked at after name resolution."""
         loop = asyncio.get_running_loop()
         try:
-            found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+            found = await self._names.resolve(self._host, self._port)
         except socket.gaierror:
             raise UnreachableError(f"the name {self._host} cannot be resolved") from None
         failure: OSError = OSError("no address")
-        for family, kind, protocol, _, address in found:
-            refuse_address(str(address[0]), self._refused)
-            connection = socket.socket(family, kind, protocol)
+        for each in found:
+            checked(each["host"], self._reach)
+            connection = socket.socket(each["family"], socket.SOCK_STREAM, each["proto"])
             connection.setblocking(False)
             try:
-                await loop.sock_connect(connection, address)
+                await loop.sock_connect(connection, (each["host"], each["port"]))
             except OSError as error:
                 connection.close()
                 failure = error

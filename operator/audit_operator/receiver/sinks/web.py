@@ -3,22 +3,24 @@
 import asyncio
 import email.utils
 import io
-import ipaddress
 import socket
 import ssl
 import time
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
 from multidict import CIMultiDictProxy
 from yarl import URL
 
 from audit_operator import __version__
 from audit_operator.receiver.compression import Compression, compress
+from audit_operator.receiver.reach import Reach
 from audit_operator.receiver.sinks import (
     MisconfiguredError,
     RefusedError,
@@ -34,6 +36,7 @@ from audit_operator.receiver.sinks import (
     filled,
     secret,
 )
+from audit_operator.receiver.threads import OwnThread
 from audit_operator.render.program import SinkProgram
 
 
@@ -124,15 +127,18 @@ class Proxy(Settings, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer of the server; ``body`` at most as long as asked for."""
+    """An answer of the server; ``body`` at most as long as asked for. ``quoted``: people may see what it says."""
 
     status: int
     headers: CIMultiDictProxy[str]
     body: bytes
+    quoted: bool = True
 
 
-LARGEST_ANSWER: Final = 1 << 20
-"""Bytes read of an answer unless a sink says otherwise: enough for an error, and no server fills our memory."""
+LARGEST_ANSWER: Final = 1 << 16
+"""Bytes read of an answer unless a sink says otherwise: enough for an error. No server fills our memory, nor takes much
+of our time: a chunk costs 1 µs, and may hold one byte.
+"""
 
 _LARGE: Final = 1 << 20
 """Bytes."""
@@ -165,7 +171,9 @@ class Client:
         self._compression = compression
         self._tls = convert(program, program.tls or {}, Tls)
         self._proxy = None if program.proxy is None else convert(program, program.proxy, Proxy)
-        self._refused = networks(surroundings)
+        self._reach = surroundings.reach
+        self._quoted = not surroundings.tenant
+        self._names = Resolver(surroundings.reach)
         self._session: aiohttp.ClientSession | None = None
         self._context: ssl.SSLContext | None = None
         self._seen: object = None
@@ -186,6 +194,8 @@ class Client:
         ``sign``: further headers, made of the body as it is sent. ``compression``: another than the sink's. Nothing is
         followed: a redirect could lead credentials anywhere. Raises SinkError if there is no answer.
         """
+        if self._proxy is not None and _is_address(host := URL(url).host or ""):
+            checked(host, self._reach)  # the proxy connects, not we
         session = self._opened()
         kind = self._compression if compression is None else compression
         # The library lets others run meanwhile.
@@ -209,11 +219,13 @@ class Client:
                 answer = await _bounded(response, largest_answer)
                 if response.status >= 300:
                     answer = self._without_credentials(answer, sent)
-                return Answer(response.status, response.headers, answer)
+                return Answer(response.status, response.headers, answer, self._quoted)
         except aiohttp.ClientConnectorCertificateError as error:
             raise UnreachableError(f"the server's certificate: {ssl_reason(error.certificate_error)}") from error
         except aiohttp.ClientSSLError as error:
             raise UnreachableError(f"TLS: {ssl_reason(error.os_error)}") from error
+        except aiohttp.InvalidURL as error:
+            raise MisconfiguredError("the host of the URL is no name and is no address") from error
         except aiohttp.ClientConnectorDNSError as error:
             raise UnreachableError(f"the name {error.host} cannot be resolved") from error
         except aiohttp.ClientHttpProxyError as error:
@@ -228,9 +240,11 @@ class Client:
         if self._session is not None:
             session, self._session = self._session, None
             await session.close()
+        await self._names.close()
 
     def _all_headers(self, headers: Mapping[str, str], compression: Compression) -> dict[str, str]:
-        sent = {"User-Agent": f"audit-operator/{__version__}", **headers, **self._plain}
+        ours = {"User-Agent": f"audit-operator/{__version__}", "Accept-Encoding": "identity"}
+        sent = {**ours, **headers, **self._plain}
         for header in self._headers:
             if header.secret is not None:
                 sent[header.name] = secret(header.secret)
@@ -261,12 +275,17 @@ class Client:
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
             connector = aiohttp.TCPConnector(
-                limit=self._concurrency, socket_factory=self._socket, keepalive_timeout=30, ttl_dns_cache=10
+                limit=self._concurrency,
+                socket_factory=self._socket,
+                resolver=self._names,
+                keepalive_timeout=30,
+                ttl_dns_cache=10,
             )
             self._session = aiohttp.ClientSession(
                 connector=connector,
                 cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=True,
+                # What is asked for: a few bytes could else unpack to gigabytes.
+                auto_decompress=False,
                 # The worker's timeout is the only one.
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
             )
@@ -282,26 +301,57 @@ class Client:
     def _socket(self, info: tuple[Any, ...]) -> socket.socket:
         """A socket for an address, after name resolution, at every connection: names can change what they mean."""
         family, kind, protocol, _, address = info
-        if family in (socket.AF_INET, socket.AF_INET6):
-            refuse_address(str(address[0]), self._refused)
+        checked(str(address[0]), self._reach)
         return socket.socket(family, kind, protocol)
 
 
-Networks = Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]
+class Resolver(AbstractResolver):
+    """Names of one sink, in a thread of its own: where a tenant's name server hangs, no other sink waits for it.
+
+    Of several addresses those count that the sink may connect to.
+    """
+
+    def __init__(self, reach: Reach) -> None:
+        self._reach = reach
+        self._thread = OwnThread("names")
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """See its base. Raises OSError, and MisconfiguredError where no address is left."""
+        ask = partial(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM, 0, socket.AI_ADDRCONFIG)
+        found: list[ResolveResult] = []
+        refusal = ""
+        for at, _, protocol, _, address in await self._thread.run(ask):
+            number = str(address[0])
+            if len(address) == 4 and address[3] and "%" not in number:
+                number = f"{number}%{address[3]}"
+            if why := self._reach.refusal(number):
+                refusal = refusal or why
+                continue
+            found.append(
+                ResolveResult(
+                    hostname=host,
+                    host=number,
+                    port=port,
+                    family=at,
+                    proto=protocol,
+                    flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+                )
+            )
+        if not found and refusal:
+            raise MisconfiguredError(refusal)
+        return found
+
+    async def close(self) -> None:
+        """Let the thread end."""
+        self._thread.stop()
 
 
-def networks(surroundings: Surroundings) -> Networks:
-    """Where no connection is made to."""
-    return tuple(ipaddress.ip_network(network) for network in surroundings.refused_networks)
-
-
-def refuse_address(address: str, refused: Networks) -> None:
-    """Raises MisconfiguredError for an address in one of the networks, in whatever form it is written."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    mapped = getattr(ip, "ipv4_mapped", None)
-    for network in refused:
-        if ip in network or (mapped is not None and mapped in network):
-            raise MisconfiguredError(f"{address} is in {network}, where this sink may not connect to")
+def checked(address: str, reach: Reach) -> None:
+    """Raises MisconfiguredError for an address that the sink may not connect to."""
+    if why := reach.refusal(address):
+        raise MisconfiguredError(why)
 
 
 def basic(auth: BasicAuth) -> str:
@@ -315,7 +365,7 @@ def error_of(answer: Answer) -> SinkError | None:
     if 200 <= status < 300:
         return None
     wait = retry_after(answer.headers)
-    said = f"HTTP {status}{_said(answer.body)}"
+    said = f"HTTP {status}{_said(answer.body) if answer.quoted else ''}"
     match status:
         case 401 | 403 | 407:
             return UnauthorizedError(said, retry_after=wait)
@@ -368,6 +418,10 @@ async def _bounded(response: aiohttp.ClientResponse, largest: int) -> bytes:
 def _said(body: bytes) -> str:
     text = " ".join("".join(char if char.isprintable() else " " for char in body.decode(errors="replace")).split())
     return f": {text[:_SHOWN]}" if text else ""
+
+
+def _is_address(host: str) -> bool:
+    return ":" in host or host.replace(".", "").isdigit()
 
 
 def _version(file: str) -> object:
