@@ -114,12 +114,16 @@ def _program(policies: int = 1, sinks: int = 1) -> Program:
     )
 
 
+_KEY_FILE: Final = "secret_audit-system_elasticsearch_api-key"
+"""As a receiver wants it named: it reads no credential that is not the sink's namespace's."""
+
+
 def _sink(name: str) -> SinkProgram:
     return SinkProgram(
         namespace="audit-system",
         name=name,
         type="elasticsearch",
-        settings={"urls": ["http://127.0.0.1:PORT"], "auth": {"apiKey": {"file": "FOLDER/api-key"}}},
+        settings={"urls": ["http://127.0.0.1:PORT"], "auth": {"apiKey": {"file": f"FOLDER/{_KEY_FILE}"}}},
         batch=WireBatch(max_events=1000, max_bytes=5 << 20, max_age=1.0),
         initial_backoff=0.2,
         max_backoff=1.0,
@@ -141,7 +145,7 @@ class _Receiver:
 
         self.folder = folder
         text = encode(program).replace(":PORT", f":{sink_port}").replace("FOLDER", str(folder))
-        (folder / "api-key").write_text(KEY)
+        (folder / _KEY_FILE).write_text(KEY)
         (folder / "program.json").write_text(text)
         written(folder / "tls", issued("audit-receiver", "localhost"))
         written(folder / "client", issued("kube-apiserver"))
