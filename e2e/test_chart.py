@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -361,8 +360,7 @@ def test_an_upgrade_waits_for_the_crds_and_then_goes_through(helm: Helm, tmp_pat
 
 @pytest.mark.parametrize("package", PREVIOUS, ids=[path.stem for path in PREVIOUS])
 def test_releases_of_earlier_charts_can_be_upgraded_and_rolled_back(helm: Helm, package: Path, tmp_path: Path) -> None:
-    with tarfile.open(package) as archive:
-        archive.extractall(tmp_path / "earlier", filter="data")
+    shutil.unpack_archive(package, tmp_path / "earlier")
     earlier = tmp_path / "earlier" / "audit-operator"
     helm.install(earlier)
     policy = {"apiVersion": "audit-operator.dev/v1alpha1", "kind": "AuditPolicy", "metadata": {"name": "kept"}}

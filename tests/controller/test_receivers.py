@@ -127,6 +127,21 @@ def test_a_program_is_in_force_when_a_pass_has_brought_it(tmp_path: Path) -> Non
     run(tmp_path, test)
 
 
+def test_a_thousand_sinks_are_reported(tmp_path: Path) -> None:
+    """In an answer of many pieces."""
+
+    async def test(setup: Setup, operator: Operator) -> None:
+        nobody = {"type": "http", "settings": {"url": "http://127.0.0.1:1/"}}
+        sinks = [sink(f"sink-{number}", **nobody) for number in range(1000)]
+        wanted = program(policies=[policy(sinks=["audit-system/sink-999"])], sinks=sinks)
+        await operator.bring(wanted)
+        await eventually(lambda: operator.now()["ProgramInForce"].status == "True", seconds=60)
+        assert len(operator.receivers.report().sinks) == 1000
+        assert len((await setup.ask("GET", "/status"))[1]) > 200_000
+
+    run(tmp_path, test)
+
+
 def test_one_receiver_that_hangs_holds_up_neither_the_others_nor_a_pass(tmp_path: Path) -> None:
     async def test(setup: Setup, operator: Operator) -> None:
         async with asyncio.timeout(20):

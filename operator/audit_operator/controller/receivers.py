@@ -179,13 +179,17 @@ class Receivers:
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=seconds, sock_connect=min(seconds, _TIMEOUT)),
             ) as response:
-                body = await response.content.read(_LARGEST)
-                if not response.content.at_eof():
-                    raise _SilentError(f"answered with more than {_LARGEST} bytes")
+                pieces, size = [], 0
+                async for piece in response.content.iter_any():
+                    pieces.append(piece)
+                    size += len(piece)
+                    if size > _LARGEST:
+                        raise _SilentError(f"answered with more than {_LARGEST} bytes")
         except TimeoutError:
             raise _SilentError(f"no answer within {seconds:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
             raise _SilentError(str(error) or type(error).__name__) from None
+        body = b"".join(pieces)
         if response.status != 200:
             text = body[:1000].decode(errors="replace").strip()
             if response.status == 422:
