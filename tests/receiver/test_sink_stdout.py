@@ -63,7 +63,7 @@ def test_a_closed_pipe_is_unreachable() -> None:
         "    try:\n"
         "        await Stdout().deliver(batch(1))\n"
         "    except UnreachableError as error:\n"
-        "        sys.stderr.write(str(error))\n"
+        "        print(error, file=sys.stderr, flush=True)\n"
         "asyncio.run(run())\n"
         "import os; os._exit(0)\n"
     )
