@@ -195,8 +195,22 @@ def test_a_replica_that_does_not_lead_pushes_nothing(tmp_path: Path) -> None:
         await operator.bring(program(policies=[policy("second")]))
         assert (await setup.status())["program"]["hash"] == before
         operator.leads = True
-        await eventually(lambda: operator.now()["ProgramInForce"].status == "True")
+        assert (await operator.bring(program(policies=[policy("third")])))["ProgramInForce"].status == "True"
         assert (await setup.status())["program"]["hash"] != before
+
+    run(tmp_path, test)
+
+
+def test_a_replica_that_leads_again_does_not_push_what_it_wanted_before(tmp_path: Path) -> None:
+    async def test(setup: Setup, operator: Operator) -> None:
+        await operator.bring(program(policies=[policy("mine")]))
+        operator.leads = False
+        await asyncio.sleep(3)
+        newer = encode(program(policies=[policy("the-other-leaders")]))
+        assert (await setup.ask("PUT", "/program", newer.encode()))[0] == 200
+        operator.leads = True
+        await asyncio.sleep(5)
+        assert (await setup.status())["program"]["hash"] == text_hash(newer)
 
     run(tmp_path, test)
 

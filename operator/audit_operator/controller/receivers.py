@@ -144,9 +144,18 @@ class Receivers:
             return msgspec.structs.replace(self._heard, backend=found.backend, behind=behind)
         return found
 
+    def _leads(self) -> bool:
+        """Whether this replica may push. What it wanted when it led before is forgotten: the one that led meanwhile may
+        have pushed something newer, which must stay until a pass has seen everything.
+        """
+        if self._may_write():
+            return True
+        self._target = None
+        return False
+
     def _happened(self) -> None:
         self._progress.set()
-        if self._target is not None and self._may_write() and self._now() != self._said:
+        if self._leads() and self._target is not None and self._now() != self._said:
             self._wake()
 
     # --- connections -------------------------------------------------------------------------------------------------
@@ -269,7 +278,7 @@ class Receivers:
         """Ask again and again. One request at a time, so what was wanted last is pushed last."""
         while True:
             line.kick.clear()
-            if self._target is not None and self._may_write():
+            if self._leads() and self._target is not None:
                 try:
                     await self._ask(line)
                 except Exception:
@@ -297,7 +306,7 @@ class Receivers:
 
     async def _push(self, line: "_Line", target: Target, before: Status) -> Status:
         started = time.monotonic()
-        if not self._may_write():
+        if not self._leads():
             return before
         try:
             answer = await self._request(line.address, "PUT", PROGRAM_PATH, _PUSH_TIMEOUT, target.text.encode())

@@ -35,9 +35,8 @@ _DELIVERING: Final = "Delivering"
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """What the receiver in ``pod`` said when it was last asked; ``status`` None: nothing, and ``error`` says why.
 
-    ``ready``: whether the kubelet sends it events. ``refused``: why it does not run the program that is wanted.
-    ``dropped``, ``refused_events``: sinks that lost, or refused for good, events of this receiver lately.
-    ``not_covered``: policies that lately asked for more than was recorded.
+    ``ready``: whether the kubelet sends it events. ``dropped``, ``refused_events``: sinks that lost, or refused for
+    good, events of this receiver lately. ``not_covered``: policies that lately asked for more than was recorded.
     """
 
     pod: str
