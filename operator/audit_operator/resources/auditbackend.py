@@ -369,7 +369,7 @@ class IssuerReference(Model):
 class CertManager(Model):
     """cert-manager makes and renews the certificates."""
 
-    issuer_ref: IssuerReference = Field(description="Who signs both certificates, so that each side trusts the other.")
+    issuer_ref: IssuerReference = Field(description="Who signs all certificates, so that each side trusts the other.")
 
 
 class CertificateSource(Model):
