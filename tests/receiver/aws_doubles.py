@@ -14,12 +14,11 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import time
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -190,16 +189,21 @@ def moto() -> Iterator[str]:
         pytest.skip("moto_server is not installed: run scripts/get-moto, or set MOTO_SERVER to its path")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [binary, "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    with listening([binary, "-H", "127.0.0.1", "-p", str(port)], port):
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextlib.contextmanager
+def listening(command: Sequence[str], port: int) -> Iterator[None]:
+    """A server of somebody else's, from when it listens on 127.0.0.1."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         for _ in range(600):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                 break
             assert process.poll() is None
             time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
+        yield
     finally:
-        os.kill(process.pid, signal.SIGTERM)
+        process.terminate()
         process.wait(20)

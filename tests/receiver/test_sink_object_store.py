@@ -7,10 +7,7 @@ import gzip
 import hashlib
 import hmac
 import json
-import os
-import signal
 import socket
-import subprocess
 import time
 import urllib.error
 import urllib.request
@@ -24,7 +21,7 @@ from urllib.parse import unquote
 import msgspec
 import pytest
 import zstandard
-from aws_doubles import AUTH, S3, moto, write_keys
+from aws_doubles import AUTH, S3, listening, moto, write_keys
 from faults import FaultyServer, Reply, Request, status
 from google_double import account_key, key
 from sink_cases import batch, credential, item, made, sink_program, surroundings
@@ -279,19 +276,8 @@ def azurite(folder: Path) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [str(kept), "--blobHost", "127.0.0.1", "--blobPort", str(port), "--location", str(folder), "--silent"]
-    process = subprocess.Popen(
-        [*command, "--skipApiVersionCheck"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        for _ in range(600):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            assert process.poll() is None
-            time.sleep(0.1)
+    with listening([*command, "--skipApiVersionCheck"], port):
         yield f"http://127.0.0.1:{port}/{ACCOUNT}"
-    finally:
-        os.kill(process.pid, signal.SIGTERM)
-        process.wait(20)
 
 
 def ask_azure(method: str, url: str, query: dict[str, str]) -> bytes:
