@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from commands import CLUSTER, EXAMPLES, assert_golden, call, write
 
 from audit_operator.policy.witness import MOST_RULES
@@ -81,3 +82,66 @@ def test_policies_that_cannot_be_compared_are_not_said_to_be_the_same(tmp_path: 
     assert result.out.endswith("Whether there are changes is not known.\n")
     (answer,) = json.loads(call("diff", long, short, "-o", "json").out)
     assert (answer["complete"], answer["changes"]) == (False, [])
+
+
+BACKEND = "apiVersion: audit-operator.dev/v1alpha1\nkind: AuditBackend\nmetadata: {name: default}\n"
+SINK = "apiVersion: audit-operator.dev/v1alpha1\nkind: AuditSink\nmetadata: {name: s, namespace: audit-system}\n"
+
+
+def test_what_is_invalid_proves_nothing(tmp_path: Path) -> None:
+    """Whichever side it is on: what is running instead of it is not known here."""
+    head = "apiVersion: audit-operator.dev/v1alpha1\nkind: AuditPolicy\nmetadata: {name: a, namespace: audit-system}\n"
+    good = write(tmp_path / "good.yaml", f"{head}spec: {{rules: [{{level: Metadata}}]}}\n")
+    bad = write(tmp_path / "bad.yaml", f"{head}spec: {{rules: [{{level: Everything}}]}}\n")
+    for sides in ((good, bad), (bad, good), (bad, bad)):
+        result = call("diff", *sides)
+        assert result.code == 2
+        assert "error: nothing is proved without AuditPolicy audit-system/a: not valid, or not counting" in result.err
+        assert "No request" not in result.out
+
+
+def test_a_tenant_that_does_not_count_proves_nothing(tmp_path: Path) -> None:
+    head = "apiVersion: audit-operator.dev/v1alpha1\nkind: AuditPolicy\nmetadata: {name: a, namespace: team-a}\n"
+    path = write(tmp_path / "p.yaml", f"{head}spec: {{rules: [{{level: Metadata}}]}}\n")
+    assert call("diff", path, path).code == 2
+
+
+@pytest.mark.parametrize(
+    ("document", "before", "after", "said"),
+    [
+        (BACKEND, "clusterName: a", "clusterName: a, webhook: {enabled: false}", "spec.webhook.enabled: true → false"),
+        (BACKEND, "clusterName: a, log: {maxAge: 7}", "clusterName: a, log: {maxAge: 1}", "spec.log.maxAge: 7 → 1"),
+        (
+            SINK,
+            "objectStore: {s3: {bucket: archive, region: r, objectLock: {mode: Compliance, retentionDays: 2555}}}",
+            "objectStore: {s3: {bucket: archive, region: r, objectLock: {mode: Compliance, retentionDays: 1}}}",
+            "spec.objectStore.s3.objectLock.retentionDays: 2555 → 1",
+        ),
+        (
+            SINK,
+            "file: {path: a/b.log, integrity: {signingKey: {name: k, key: k.pem}}}",
+            "file: {path: a/b.log}",
+            "spec.file.integrity.signingKey.name: k → not set",
+        ),
+    ],
+)
+def test_settings_of_backends_and_sinks_are_compared(
+    document: str, before: str, after: str, said: str, tmp_path: Path
+) -> None:
+    a = write(tmp_path / "a.yaml", f"{document}spec: {{{before}}}\n")
+    b = write(tmp_path / "b.yaml", f"{document}spec: {{{after}}}\n")
+    assert call("diff", a, a) == (0, "No request is recorded differently.\n", "")
+    result = call("diff", a, b)
+    assert result.code == 1
+    assert f"  {said}\n" in result.out
+    path = said.split(":", maxsplit=1)[0]
+    (answer,) = json.loads(call("diff", a, b, "-o", "json").out)
+    assert path in [setting["path"] for setting in answer["settings"]]
+
+
+def test_a_sink_that_is_gone_is_a_change(tmp_path: Path) -> None:
+    both = write(tmp_path / "a.yaml", f"{BACKEND}spec: {{clusterName: a}}\n---\n{SINK}spec: {{stdout: {{}}}}\n")
+    one = write(tmp_path / "b.yaml", f"{BACKEND}spec: {{clusterName: a}}\n")
+    result = call("diff", both, one)
+    assert result.code == 1
+    assert result.out == "AuditSink audit-system/s: gone\n\n1 change\n"

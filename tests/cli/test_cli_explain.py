@@ -114,13 +114,25 @@ def test_a_resource_that_is_not_valid_is_reported_and_the_others_answer(tmp_path
     bad = CLUSTER.read_text(encoding="utf-8").replace("level: Minimal", "level: Minimum")
     path = write(tmp_path / "cluster.yaml", bad)
     result = call("explain", "-f", path, "--user", "alice", "--verb", "get", "--resource", "pods")
-    assert result.code == 0
+    assert result.code == 1
+    requests = write(tmp_path / "requests.jsonl", '{"user": "alice", "verb": "get", "resource": "pods"}\n')
+    assert call("explain", "-f", path, "--requests", requests).code == 1
     line = bad.splitlines().index("  - level: Minimum") + 1
     assert result.err.startswith(
         f"warning: {path}:{line}: AuditPolicy audit-system/changes: spec.rules[0].level: 'Minimum' is not known; "
     )
     assert "audit-system/security" in result.out
     assert "audit-system/changes" not in result.out
+
+
+def test_nobodys_rule_is_not_said_to_decide(tmp_path: Path) -> None:
+    """API servers need a rule in their file; where no policy counts it is the renderer's."""
+    head = "apiVersion: audit-operator.dev/v1alpha1\nkind: AuditPolicy\nmetadata: {name: a, namespace: audit-system}\n"
+    path = write(tmp_path / "p.yaml", f"{head}spec: {{rules: [{{level: Everything}}]}}\n")
+    result = call("explain", "-f", path, "--user", "alice", "--verb", "get", "--resource", "pods")
+    assert result.code == 1
+    assert "API servers: nothing is recorded; there is no policy that counts" in result.out
+    assert "rules[" not in result.out
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,40 @@ def test_a_manifest_that_render_did_not_write_removes_nothing(tmp_path: Path, ma
     assert victim.exists()
 
 
+def test_links_inside_the_folder_lead_nothing_out_of_it(tmp_path: Path) -> None:
+    """Such as a pull request can bring: neither written through nor removed behind."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious.yaml").write_text("mine")
+    for links, listed in (({"manifests": outside}, "manifests/precious.yaml"), ({}, "manifests/precious.yaml")):
+        folder = tmp_path / f"out{len(links)}"
+        folder.mkdir()
+        (folder / "manifests").symlink_to(outside)
+        (folder / ".audit-operator-render.json").write_text(json.dumps({"files": [listed] if links else []}))
+        result = call("render", *DEMO_SET, "-o", folder)
+        assert result.code == 2
+        assert f"{folder}/manifests: is a symbolic link" in result.err
+        assert [path.name for path in outside.iterdir()] == ["precious.yaml"]
+        assert sorted(path.name for path in folder.iterdir()) == [".audit-operator-render.json", "manifests"]
+    manifest = tmp_path / "out/.audit-operator-render.json"
+    manifest.parent.mkdir()
+    (tmp_path / "secret").write_text('{"files": []}')
+    manifest.symlink_to(tmp_path / "secret")
+    assert call("render", *DEMO_SET, "-o", manifest.parent).code == 2
+    definitions = tmp_path / "crds"
+    definitions.mkdir()
+    (definitions / "audit-operator.dev_auditpolicies.yaml").symlink_to(outside / "precious.yaml")
+    result = call("crds", "-o", definitions)
+    assert (result.code, (outside / "precious.yaml").read_text()) == (2, "mine")
+
+
+def test_the_folder_itself_may_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "real")
+    assert call("render", "-f", CLUSTER, "-o", tmp_path / "out").code in (0, 1)
+    assert (tmp_path / "real/README.md").is_file()
+
+
 def test_scripts_can_be_run_and_nothing_else(tmp_path: Path) -> None:
     call("render", *DEMO_SET, "-o", tmp_path)
     for path in tmp_path.rglob("*"):

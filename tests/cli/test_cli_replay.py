@@ -254,7 +254,9 @@ def test_a_file_without_any_event_is_bad_input(tmp_path: Path) -> None:
     assert result.code == 2
     assert result.err.endswith("error: no line of this is an audit event\n")
     assert f"{tmp_path}/e.jsonl:1: not an audit event" in result.out
-    assert call("replay", "-f", CLUSTER, "--events", write(tmp_path / "empty", "")).code == 0
+    empty = call("replay", "-f", CLUSTER, "--events", write(tmp_path / "empty", ""))
+    assert empty.code == 1
+    assert "warning: there is no event in this" in empty.err
 
 
 def test_namespaces_without_known_labels_are_named() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import stat
 import sys
 from pathlib import Path
@@ -40,7 +41,7 @@ def test_intact_is_said_with_what_was_verified(archive: Archive) -> None:
     assert first == "not sealed yet: a.log: is being written; it gets its digest when it is closed"
     assert "of audit-system/archive, a, cluster prod: digests 1 to 3, signed " in chain
     assert chain.endswith(", 3 files, 3 events")
-    assert last == "intact"
+    assert re.fullmatch(r"3 files, 3 events until 20[0-9T:.-]+Z intact; 1 file NOT protected yet", last)
 
 
 def test_findings_are_named_and_counted(archive: Archive) -> None:
@@ -59,6 +60,8 @@ def test_findings_are_named_and_counted(archive: Archive) -> None:
 def test_json_is_one_document(archive: Archive) -> None:
     intact = json.loads(call("verify", "-o", "json", "--public-key", key(archive), archive.folder).out)
     assert (intact["intact"], intact["found"]) == (True, 0)
+    assert (intact["files"], intact["events"], intact["unprotected"]) == (3, 3, 1)
+    assert intact["until"] == intact["chains"][0]["ended"]
     assert [(entry["kind"], entry["note"]) for entry in intact["findings"]] == [("notSealed", True)]
     assert intact["chains"][0]["last"] == 3
     closed(archive)[0].write_bytes(b"")
@@ -81,6 +84,43 @@ def test_an_earlier_report_is_held_against_it(archive: Archive, tmp_path: Path) 
     result = call(*arguments)
     assert result.code == 1
     assert "a whole chain of audit-system/archive and a is gone" in result.out
+
+
+def test_an_emptied_archive_is_a_chain_removed(archive: Archive, tmp_path: Path) -> None:
+    earlier = tmp_path / "report.json"
+    earlier.write_text(call("verify", "-o", "json", "--public-key", key(archive), archive.folder).out)
+    for path in archive.folder.iterdir():
+        path.unlink()
+    result = call("verify", "--public-key", key(archive), "--known", earlier, archive.folder)
+    assert (result.code, result.err) == (1, "")
+    assert "a whole chain of audit-system/archive and a is gone" in result.out
+    assert result.out.endswith("\n1 finding\n")
+
+
+def test_what_nothing_protects_is_not_called_intact(tmp_path: Path) -> None:
+    """A live file has no digest yet: emptied or not, nobody could tell."""
+    archive = Archive(tmp_path / "archive", tmp_path / "state")
+    archive.folder.mkdir()
+    archive.write(*numbered(1))
+    (tmp_path / "audit.pub").write_bytes(public_pem(KEY))
+    for content in (None, b""):
+        if content is not None:
+            (archive.folder / "a.log").write_bytes(content)
+        result = call("verify", "--public-key", key(archive), archive.folder)
+        assert result.code == 2
+        assert "nothing is sealed yet: 1 file NOT protected; verify again after" in result.err
+        assert "intact" not in result.out
+        document = json.loads(call("verify", "-o", "json", "--public-key", key(archive), archive.folder).out)
+        assert (document["intact"], document["unprotected"]) == (False, 1)
+
+
+def test_a_wrong_key_is_one_line(archive: Archive, tmp_path: Path) -> None:
+    (tmp_path / "other.pub").write_bytes(public_pem(OTHER_KEY))
+    result = call("verify", "--public-key", tmp_path / "other.pub", archive.folder)
+    assert (result.code, result.out) == (2, "")
+    assert result.err == (
+        f"error: {archive.folder}: none of 4 signatures is of a public key that was given; is it the right one?\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -364,7 +364,8 @@ def explain(
 
     Which rule of which policy decides, what API servers record, what reaches which sink at which level, redacted how,
     and why not for the others. In JSON `rule` is the deciding rule's number, null for none, and the first values are
-    those of the API servers' policy: the policy file itself, if -f names one and nothing else.
+    those of the API servers' policy: the policy file itself, if -f names one and nothing else. Exit code is 1 if a
+    resource is not valid or does not count: the answer is then one without it.
     """
     from audit_operator.cli import explain as command
     from audit_operator.cli.output import print_json, print_json_line
@@ -382,7 +383,7 @@ def explain(
                 print_json_line(command.as_object(found))
             else:
                 command.show_line(found, sys.stdout)
-        return
+        raise typer.Exit(FINDINGS if setup.left_out else OK)
     request = request_from_options(
         user=user, groups=group or (), verb=verb, resource=resource, namespace=namespace, name=name, path=path
     )
@@ -391,6 +392,7 @@ def explain(
         print_json({"request": as_object(request), **command.as_object(found)})
     else:
         command.show(found, setup, sys.stdout)
+    raise typer.Exit(FINDINGS if setup.left_out else OK)
 
 
 @command(
@@ -411,8 +413,9 @@ def diff(
     """Show what is recorded differently by B than by A.
 
     Not the lines that differ, but the requests: each difference of level, stages or managedFields comes with one that
-    proves it. Of sets of policies those of one name are compared, and what API servers record for all of them. Exit
-    code is 1 if there is a difference; 0 is a proof that there is none.
+    proves it. Of sets of policies those of one name are compared, and what API servers record for all of them; of
+    AuditSinks and the AuditBackend every setting. Exit code is 1 if there is a difference; 0 is a proof that there is
+    none; 2 if a resource of either side is not valid or does not count, so that nothing is proved.
     """
     from audit_operator.cli import diff as command
     from audit_operator.cli.output import print_json
@@ -423,10 +426,14 @@ def diff(
     for setup in setups:
         warn((*setup.problems, *setup.notices))
     found = command.differences(*setups)
+    left_out = sorted({name for setup in setups for name in setup.left_out})
     if output is Format.JSON:
         print_json(command.as_objects(found))
-    else:
+    elif found or not left_out:
         command.show(found, sys.stdout)
+    if left_out:
+        fail(f"nothing is proved without {', '.join(left_out)}: not valid, or not counting; correct that first")
+        raise typer.Exit(TROUBLE)
     raise typer.Exit(FINDINGS if found else OK)
 
 
@@ -549,7 +556,8 @@ def replay(
     """Put recorded events to policies: who gets how much, by rule.
 
     Bytes are those of the events as recorded, cut to the level, before redaction. Nobody gets more than was recorded:
-    events that hold less than a policy asks for are counted. Lines that are no events are counted and skipped.
+    events that hold less than a policy asks for are counted. Lines that are no events are counted and skipped. Exit
+    code is 1 if a resource is not valid or does not count, or if there was no event.
     """
     from audit_operator.cli import replay as command
     from audit_operator.cli.output import print_json
@@ -567,6 +575,9 @@ def replay(
     if report.malformed and not report.read.events:
         fail("no line of this is an audit event")
         raise typer.Exit(TROUBLE)
+    if not report.read.events:
+        warn(("there is no event in this: every number above is 0 for that reason alone",))
+    raise typer.Exit(FINDINGS if setup.left_out or not report.read.events else OK)
 
 
 @command(

@@ -1,12 +1,11 @@
 """`audit-operator crds`: the CustomResourceDefinitions and the reference page, as the models make them."""
 
-from pathlib import Path
 from typing import TextIO
 
 import yaml
 
 from audit_operator.cli.errors import CliError
-from audit_operator.cli.output import JSON, print_json, write_file
+from audit_operator.cli.output import JSON, print_json, write_file, write_files
 from audit_operator.resources.crd import crds as definitions
 from audit_operator.resources.crd import reference as reference_page
 
@@ -23,5 +22,4 @@ def crds(output: str, *, reference: bool, stream: TextIO) -> None:
     elif reference:
         write_file(output, reference_page())
     else:
-        for name, text in files.items():
-            write_file(str(Path(output, name)), text)
+        write_files(output, files)

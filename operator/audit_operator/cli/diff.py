@@ -1,6 +1,7 @@
 """`audit-operator diff`: what is recorded differently, with a request to prove each difference."""
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TextIO
 
 from audit_operator.cli.output import counted, printable, styled
@@ -16,10 +17,10 @@ _SHOWN: Final = 40
 
 
 class Difference(NamedTuple):
-    """What became of one policy. ``before`` or ``after`` is empty where it is not there at all.
+    """What became of one policy, sink or backend. ``before`` or ``after`` is empty where it is not there at all.
 
-    ``delivery`` says in words what changed about where its events go, and redacted how. ``complete`` False: there may
-    be more changes, which took too long to look for.
+    ``delivery`` says in words what changed about where its events go, and redacted how; ``settings`` which fields of a
+    sink or backend have other values. ``complete`` False: there may be more changes, which took too long to look for.
     """
 
     before: str
@@ -28,6 +29,15 @@ class Difference(NamedTuple):
     changes: tuple[Change, ...]
     delivery: tuple[str, ...] = ()
     complete: bool = True
+    settings: tuple["Setting", ...] = ()
+
+
+class Setting(NamedTuple):
+    """One field, such as ``spec.webhook.enabled``, and its values; None where it is not set."""
+
+    path: str
+    before: Any
+    after: Any
 
 
 def differences(a: Setup, b: Setup) -> list[Difference]:
@@ -46,9 +56,32 @@ def differences(a: Setup, b: Setup) -> list[Difference]:
     if len(pairs) > 1 or a.plan or b.plan:
         changes, complete = diff(a.server, b.server)
         found.append(Difference(servers, servers, (a.server, b.server), changes, complete=complete))
-    return [
+    changed = [
         each for each in found if each.changes or each.delivery or not each.complete or not (each.before and each.after)
     ]
+    return changed + list(_settings(a.settings, b.settings))
+
+
+def _settings(a: Mapping[str, Mapping[str, Any]], b: Mapping[str, Mapping[str, Any]]) -> Iterator[Difference]:
+    """Sinks and the backend, by name. What one of them says more than the other is a difference as well."""
+    empty = Policy(rules=())
+    for name in sorted({*a, *b}):
+        before, after = (dict(_fields("spec", spec.get(name, {}))) for spec in (a, b))
+        paths = [path for path in {**before, **after} if before.get(path) != after.get(path)]
+        settings = tuple(Setting(path, before.get(path), after.get(path)) for path in paths)
+        if name not in a or name not in b:
+            yield Difference(name if name in a else "", name if name in b else "", (empty, empty), ())
+        elif settings:
+            yield Difference(name, name, (empty, empty), (), settings=settings)
+
+
+def _fields(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The leaves below ``path``; lists are leaves, since their order may matter. A null is as good as nothing."""
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _fields(f"{path}.{key}", item)
+    elif value is not None:
+        yield path, value
 
 
 def _difference(before: Source, after: Source) -> Difference:
@@ -80,6 +113,7 @@ def as_objects(found: Sequence[Difference]) -> list[dict[str, Any]]:
             "after": each.after or None,
             "complete": each.complete,
             "delivery": list(each.delivery),
+            "settings": [setting._asdict() for setting in each.settings],
             "changes": [
                 {
                     "request": None if change.request is None else request_object(change.request),
@@ -112,6 +146,10 @@ def show(found: Sequence[Difference], stream: TextIO) -> None:
     for each in found:
         stream.write(f"{styled(printable(_title(each)), stream, 'cyan', bold=True)}\n")
         stream.writelines(f"  {printable(line)}\n" for line in each.delivery)
+        stream.writelines(
+            f"  {printable(f'{setting.path}: {_value(setting.before)} → {_value(setting.after)}')}\n"
+            for setting in each.settings
+        )
         for change in each.changes[:_SHOWN]:
             mark, colour = _direction(change)
             request = (
@@ -125,13 +163,27 @@ def show(found: Sequence[Difference], stream: TextIO) -> None:
         if not each.complete:
             stream.write("  These policies are too large to compare all of their rules: there may be more changes.\n")
         stream.write("\n")
-    changes = sum(len(each.changes) for each in found)
+    changes = sum(_counted(each) for each in found)
     if not found:
         stream.write("No request is recorded differently.\n")
     elif changes or all(each.complete for each in found):
         stream.write(f"{'' if all(each.complete for each in found) else 'At least '}{counted(changes, 'change')}\n")
     else:
         stream.write("Whether there are changes is not known.\n")
+
+
+def _counted(each: Difference) -> int:
+    """A policy, sink or backend that is new or gone is a change by itself."""
+    parts = len(each.changes) + len(each.delivery) + len(each.settings)
+    return parts or int(not (each.before and each.after))
+
+
+def _value(value: Any) -> str:
+    text = "not set" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
+
+
+_LONGEST_VALUE: Final = 100
 
 
 def _title(each: Difference) -> str:

@@ -79,7 +79,11 @@ def show(found: Explanation, setup: Setup, stream: TextIO) -> None:
     if request.user is None:
         line("without a user, as when a login fails: rules with users or userGroups do not match", indent=2)
     line()
-    line(f"API servers: {_recorded(found.server, found.server_origin)}")
+    if setup.plan is not None and not setup.sources and found.server.level is Level.NONE:
+        # The file of API servers cannot be empty; the rule in it is nobody's.
+        line("API servers: nothing is recorded; there is no policy that counts")
+    else:
+        line(f"API servers: {_recorded(found.server, found.server_origin)}")
     if setup.plan is None and len(setup.sources) == 1:
         for reason in _reasons(setup.server, found.server, request, _RULES_OF_ONE_SHOWN):
             line(reason, indent=2)

@@ -97,12 +97,15 @@ def write_folder(name: str, files: Mapping[str, str]) -> list[str]:
     """``files`` (path -> text) below the folder ``name``, and its manifest. Returns the paths that were removed.
 
     A file that is there already and that no former call wrote is left alone: CliError, and nothing is written. What a
-    former call wrote and ``files`` no longer holds is removed.
+    former call wrote and ``files`` no longer holds is removed. Nothing outside the folder is written or removed: a
+    symbolic link to a folder inside it is refused.
     """
     folder = Path(name)
     with _errors(name):
         folder.mkdir(parents=True, exist_ok=True)
         known = _manifest(folder)
+        for path in sorted(known | files.keys() | {MANIFEST}):
+            _refuse_links(folder, path)
         for path, text in files.items():
             target = folder / path
             if path not in known and target.exists() and not _holds(target, text):
@@ -120,6 +123,27 @@ def write_folder(name: str, files: Mapping[str, str]) -> list[str]:
             _remove(folder, path)
         _update(folder / MANIFEST, _manifest_text(files.keys()))
     return stale
+
+
+def write_files(name: str, files: Mapping[str, str]) -> None:
+    """``files`` (file name -> text) into the folder ``name``, each whole or not at all, and through no link."""
+    with _errors(name):
+        for path in files:
+            _refuse_links(Path(name), path)
+        for path, text in files.items():
+            _update(Path(name, path), text)
+
+
+def _refuse_links(folder: Path, path: str) -> None:
+    """Whoever may change what is in the folder, as by a pull request, must not choose what is written outside of it."""
+    for part in Path(path).parts:
+        folder /= part
+        if folder.is_symlink():
+            raise CliError(
+                "is a symbolic link, and those inside of the folder are not followed",
+                file=str(folder),
+                way_out="remove it, or name another folder with -o",
+            )
 
 
 def _manifest_text(paths: Any) -> str:

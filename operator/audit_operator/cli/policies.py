@@ -1,10 +1,10 @@
 """The policies that `-f` gives, to be asked: AuditPolicies as the operator runs them, policy files as they are."""
 
 import ipaddress
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from audit_operator.cli.errors import CliError
@@ -17,7 +17,7 @@ from audit_operator.policy.union import union
 if TYPE_CHECKING:
     # Imported where they are used: they stand on pydantic, and policy files do without.
     from audit_operator.render.plan import Plan
-    from audit_operator.render.world import Identity, Invalid, ReceiverAddress
+    from audit_operator.render.world import Identity, Invalid, ReceiverAddress, Resources
     from audit_operator.resources.auditbackend import AuditBackend
     from audit_operator.resources.load import Resource
 
@@ -45,8 +45,10 @@ class Setup:
     """The policies, and what API servers run for them: ``server``.
 
     ``sources`` are named ``namespace/name`` of an AuditPolicy, or by their file; their sinks ``namespace/name``.
-    ``plan`` is None if there are policy files only. ``problems`` name resources that do not count, and why;
-    ``notices`` what else a person should know. ``namespaces``: those whose labels are known.
+    ``plan`` is None if there are policy files only. ``problems`` name resources that are not as they should be, and
+    why; ``left_out`` those of them that the answer is without: not valid, or not counting; ``notices`` what else a
+    person should know. ``namespaces``: those whose labels are known. ``settings``: the spec of the AuditBackend and of
+    every AuditSink, defaults filled in, by kind and name.
     """
 
     sources: tuple[Source, ...]
@@ -55,6 +57,8 @@ class Setup:
     problems: tuple[str, ...]
     notices: tuple[str, ...]
     namespaces: frozenset[str]
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
     @cached_property
     def explainer(self) -> Explainer:
@@ -84,18 +88,53 @@ def load_setup(arguments: Sequence[str], setting: Setting) -> Setup:
     if not inputs.resources:
         server = files[0].policy if len(files) == 1 else union(source.policy for source in files)
         return Setup(tuple(files), server, None, (), inputs.notices, frozenset(inputs.namespaces))
-    plan, problems = load_plan(inputs, setting)
+    plan, problems, resources = _plan(inputs, setting)
     ours = [Source(f"{each.namespace}/{each.name}", each.policy, each.redactions, each.sinks) for each in plan.policies]
     server = union([plan.server_policy, *(source.policy for source in files)]) if files else plan.server_policy
     namespaces = {*inputs.namespaces, *(each.namespace for each in plan.policies)}
     notices = inputs.notices
     if plan.flags.body_limit is None and any(source.sinks for source in ours):
         notices += ("spec.webhook.enabled of the AuditBackend is false: sinks are named as if it were true",)
-    return Setup((*ours, *files), server, plan, problems, notices, frozenset(namespaces))
+    return Setup(
+        (*ours, *files),
+        server,
+        plan,
+        problems,
+        notices,
+        frozenset(namespaces),
+        _settings(resources),
+        _left_out(plan, resources),
+    )
+
+
+def _left_out(plan: "Plan", resources: "Resources") -> tuple[str, ...]:
+    """The resources that the plan is without."""
+    from audit_operator.render.world import Identity, identity_of
+
+    there = {Identity("AuditPolicy", each.namespace, each.name) for each in plan.policies}
+    there |= {Identity("AuditSink", each.namespace, each.name) for each in plan.program.sinks}
+    given = {identity_of(policy) for policy in resources.policies} | {identity_of(sink) for sink in resources.sinks}
+    absent = {*(given - there), *(each.identity for each in resources.invalid)}
+    return tuple(map(str, sorted(absent)))
+
+
+def _settings(resources: "Resources") -> dict[str, dict[str, Any]]:
+    from audit_operator.render.world import identity_of
+
+    found: list[Resource] = [*resources.sinks, *((resources.backend,) if resources.backend else ())]
+    return {
+        str(identity_of(resource)): resource.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
+        for resource in found
+    }
 
 
 def load_plan(inputs: Inputs, setting: Setting) -> "tuple[Plan, tuple[str, ...]]":
     """All that follows from the resources, and a sentence on each one that is not valid or does not count."""
+    plan, problems, _ = _plan(inputs, setting)
+    return plan, problems
+
+
+def _plan(inputs: Inputs, setting: Setting) -> "tuple[Plan, tuple[str, ...], Resources]":
     from audit_operator.render.plan import render
     from audit_operator.render.world import IMAGE, Invalid, Resources, World
 
@@ -124,7 +163,7 @@ def load_plan(inputs: Inputs, setting: Setting) -> "tuple[Plan, tuple[str, ...]]
         for status in plan.statuses
         if status.ready.status == "False" and status.identity not in said
     ]
-    return plan, tuple(problems)
+    return plan, tuple(problems), resources
 
 
 def _receiver_address(text: str) -> "ReceiverAddress":

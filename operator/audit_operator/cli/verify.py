@@ -25,10 +25,40 @@ _URL: Final = re.compile(r"(s3|s3a|gs|az|azure|abfss?)://")
 _WORDS: Final = {"notSealed": "not sealed yet", "anew": "begins anew"}
 
 
+class Outcome(msgspec.Struct, rename="camel"):
+    """What all of it comes to. ``found``: findings. ``files``, ``events``, ``until``: what digests protect, and the
+    time of the newest one. ``unprotected``: files that no digest protects yet.
+    """
+
+    found: int = 0
+    files: int = 0
+    events: int = 0
+    until: str = ""
+    unprotected: int = 0
+
+    @property
+    def sealed(self) -> bool:
+        """Whether there is anything whose being intact could be said."""
+        return bool(self.until)
+
+    @property
+    def intact(self) -> bool:
+        """Whether all that is protected is as it was written, and something is."""
+        return self.sealed and not self.found
+
+    def sentence(self) -> str:
+        """For a person."""
+        if self.found:
+            return counted(self.found, "finding")
+        events = f", {counted(self.events, 'event')}" if self.events else ""
+        unprotected = f"; {counted(self.unprotected, 'file')} NOT protected yet" if self.unprotected else ""
+        return f"{counted(self.files, 'file')}{events} until {self.until} intact{unprotected}"
+
+
 def verify(place: str, *, public_keys: list[str], endpoint: str, known: str, as_json: bool) -> bool:
-    """Print what is found, file by file. Whether all is intact. Raises CliError."""
+    """Print what is found, file by file. Whether all is intact. Raises CliError; if nothing is sealed yet, too."""
     try:
-        from audit_operator.receiver.verification import NOTES, CannotCheckError, Verification
+        from audit_operator.receiver.verification import NOTES, UNPROTECTED, CannotCheckError, Verification
     except ModuleNotFoundError as error:
         raise CliError(
             f"needs {error.name}, which is not installed", way_out="pip install 'audit-operator[receiver]'"
@@ -37,17 +67,28 @@ def verify(place: str, *, public_keys: list[str], endpoint: str, known: str, as_
     store = _bucket(place, endpoint) if _URL.match(place) else _folder(place)
     verification = Verification(store, keys, datetime.now(UTC), _known(known) if known else ())
     show = _Json() if as_json else _Text()
-    found = 0
+    outcome = Outcome()
     try:
         for finding in verification.findings():
-            found += finding.kind not in NOTES
+            outcome.found += finding.kind not in NOTES
+            outcome.unprotected += finding.kind is UNPROTECTED
             show.finding(finding, is_note=finding.kind in NOTES)
     except CannotCheckError as error:
         raise CliError(str(error), file=place) from None
     except OSError as error:
         raise CliError(reason(error), file=str(error.filename or place)) from None
-    show.end(verification, found)
-    return not found
+    for report in verification.reports():
+        outcome.files += report.files
+        outcome.events += report.events
+        outcome.until = max(outcome.until, report.ended)
+    show.end(verification, outcome)
+    if not outcome.found and not outcome.sealed:
+        raise CliError(
+            f"nothing is sealed yet: {counted(outcome.unprotected, 'file')} NOT protected",
+            file=place,
+            way_out="verify again after the sink closed a file (spec.file.rotation) or wrote an object",
+        )
+    return outcome.intact
 
 
 class _Text:
@@ -55,10 +96,11 @@ class _Text:
         word = _WORDS.get(finding.kind, finding.kind)
         sys.stdout.write(f"{word}: {printable(finding.file)}: {printable(finding.message)}\n")
 
-    def end(self, verification: "Verification", found: int) -> None:
+    def end(self, verification: "Verification", outcome: Outcome) -> None:
         for report in verification.reports():
             sys.stdout.write(f"{printable(_described(report))}\n")
-        sys.stdout.write(f"{counted(found, 'finding')}\n" if found else "intact\n")
+        if outcome.found or outcome.sealed:
+            sys.stdout.write(f"{outcome.sentence()}\n")
 
 
 class _Json:
@@ -73,11 +115,12 @@ class _Json:
         entry |= {"note": True} if is_note else {}
         sys.stdout.write(f"{',' if self._begun else self._head()}\n  {json.dumps(entry)}")
 
-    def end(self, verification: "Verification", found: int) -> None:
+    def end(self, verification: "Verification", outcome: Outcome) -> None:
         head = "" if self._begun else self._head()
         chains = ",\n".join(f"  {msgspec.json.encode(report).decode()}" for report in verification.reports())
-        intact = "false" if found else "true"
-        sys.stdout.write(f'{head}\n ],\n "chains": [\n{chains}\n ],\n "found": {found},\n "intact": {intact}\n}}\n')
+        totals = "".join(f',\n "{key}": {json.dumps(value)}' for key, value in msgspec.to_builtins(outcome).items())
+        intact = json.dumps(outcome.intact)
+        sys.stdout.write(f'{head}\n ],\n "chains": [\n{chains}\n ]{totals},\n "intact": {intact}\n}}\n')
 
     def _head(self) -> str:
         self._begun = True

@@ -29,6 +29,7 @@ from audit_operator.receiver.integrity import (
     Manifest,
     Previous,
     SignatureError,
+    UnknownKeyError,
     document,
     measure,
 )
@@ -51,6 +52,9 @@ class Kind(enum.StrEnum):
     UNFINISHED = "unfinished"
     ANEW = "anew"
 
+
+UNPROTECTED: Final = Kind.NOT_SEALED
+"""What nobody could tell if it was changed, emptied or removed."""
 
 NOTES: Final = frozenset({Kind.NOT_SEALED, Kind.UNFINISHED, Kind.ANEW})
 """What a receiver may leave behind, or cannot know. Everything else is what only somebody else can have done."""
@@ -125,6 +129,7 @@ CREATE TABLE digests (
 CREATE INDEX by_chain ON digests (chain, sequence);
 CREATE INDEX by_content ON digests (file_sha);
 CREATE TABLE unfinished (path TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE foreign_signatures (path TEXT PRIMARY KEY, message TEXT) WITHOUT ROWID;
 """
 
 _CLOSED: Final = re.compile(rf"(.*)-\d{{4}}-\d\d-\d\dT[\d.-]{{15}}(?:-\d{{6}})?(.*){re.escape(DIGEST)}")
@@ -190,6 +195,7 @@ class Verification:
     def _all(self) -> Iterator[Finding]:
         yield from self._read_heads()
         yield from self._read_digests()
+        yield from self._foreign_signatures()
         yield from self._find_bases()
         yield from self._misplaced()
         for chain in self._chains.values():
@@ -204,7 +210,8 @@ class Verification:
     def _list(self) -> None:
         rows = ((name, _kind(name)) for name in self.store.names())
         self._data.executemany("INSERT OR IGNORE INTO files (path, kind) VALUES (?, ?)", rows)
-        if not self._data.execute("SELECT 1 FROM files WHERE kind IN ('digest', 'head')").fetchone():
+        digests = self._data.execute("SELECT 1 FROM files WHERE kind IN ('digest', 'head')").fetchone()
+        if not digests and not self.known:
             raise CannotCheckError("there is no digest here; name the folder that a sink with integrity writes to")
 
     def _names(self, kind: str) -> Iterator[str]:
@@ -237,6 +244,9 @@ class Verification:
             self._tell(name)
             try:
                 head = _decoded(document(text, self.keys), Head)
+            except UnknownKeyError as error:
+                self._note_foreign(name, f"the end of a chain {error}")
+                continue
             except SignatureError as error:
                 yield Finding(Kind.SIGNATURE, name, f"the end of a chain {error}")
                 continue
@@ -267,6 +277,9 @@ class Verification:
                 link = found.chain
                 if link is None:
                     raise SignatureError("has no place in a chain")
+            except UnknownKeyError as error:
+                self._note_foreign(name, str(error))
+                continue
             except SignatureError as error:
                 yield Finding(Kind.SIGNATURE, name, str(error))
                 # Nothing can be said of what it is of, and nothing else is to be said of it.
@@ -276,6 +289,25 @@ class Verification:
             if link.id not in self._chains:
                 report = ChainReport(link.id, found.cluster, found.sink, found.receiver)
                 self._chains[link.id] = _Chain(report, "")
+
+    def _note_foreign(self, name: str, message: str) -> None:
+        self._data.execute("INSERT OR IGNORE INTO foreign_signatures VALUES (?, ?)", (name, message))
+
+    def _foreign_signatures(self) -> Iterator[Finding]:
+        """What is signed with none of the keys. If that is all there is, the keys are wrong, or all of it is forged."""
+        (foreign,) = self._data.execute("SELECT count(*) FROM foreign_signatures").fetchone()
+        (others,) = self._data.execute(
+            "SELECT count(*) FROM files WHERE kind IN ('digest', 'head') "
+            "AND path NOT IN (SELECT path FROM foreign_signatures)"
+        ).fetchone()
+        if foreign and not others:
+            raise CannotCheckError(
+                f"{'the only signature is' if foreign == 1 else f'none of {foreign:,} signatures is'} "
+                f"{'not ' if foreign == 1 else ''}of a public key that was given; is it the right one?"
+            )
+        for name, message in self._data.execute("SELECT path, message FROM foreign_signatures ORDER BY path"):
+            yield Finding(Kind.SIGNATURE, name, message)
+            self._tell_of(name)
 
     def _insert(self, name: str, text: bytes, found: Manifest, link: Link) -> None:
         previous = msgspec.json.encode(link.previous).decode() if link.previous else link.start or "New"
