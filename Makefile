@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.requirements-dev.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types contracts check generate bench e2e lock clean
+.PHONY: help setup demo test lint types contracts check generate bench e2e mutants lock clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ bench: $(STAMP) ## the tables of docs/benchmarks.md
 e2e: $(STAMP) ## against a real API server (e2e/README.md says how one is found)
 	@PYTHON=$(PYTHON) scripts/get-helm >/dev/null || true
 	$(BIN)/pytest e2e -q
+
+mutants: $(STAMP) ## whether tests can fail: changes of the code, one at a time, that a test must notice (an hour)
+	$(BIN)/python scripts/mutants.py
 
 lock: ## pin versions and hashes: what the image holds, what contributors need (needs uv and npm)
 	uv pip compile -q --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 --extra operator --extra receiver --extra sinks pyproject.toml -o requirements.lock
