@@ -52,6 +52,36 @@ def test_all_rules_at_once_decide_as_the_first_matching_rule_does(policy: Policy
         assert evaluator.decide(msgspec.structs.replace(request)).rule == first
 
 
+@pytest.mark.parametrize(
+    ("item", "matching"),
+    [
+        ("*", {"pods", "pods/log", "jobs", "jobs/log"}),
+        ("pods", {"pods"}),
+        ("pods/log", {"pods/log"}),
+        ("pods/*", {"pods", "pods/log"}),
+        ("*/log", {"pods/log", "jobs/log"}),
+        ("*/*", set()),
+        ("*/", set()),
+        ("/*", set()),
+        ("/log", set()),
+        ("", set()),
+        ("*pods", set()),
+        ("pod*", set()),
+    ],
+)
+def test_each_spelling_of_a_resource_matches_what_the_api_server_matches(item: str, matching: set[str]) -> None:
+    """ruleMatchesResource of k8s.io/apiserver's pkg/audit/policy/checker.go, spelling by spelling."""
+    rule = Rule(level=Level.METADATA, resources=(GroupResources("", (item,)),))
+    evaluator = Evaluator(Policy(rules=(rule,)))
+    found = set()
+    for text in ("pods", "pods/log", "jobs", "jobs/log"):
+        resource, _, subresource = text.partition("/")
+        request = Request(user="u", verb="get", resource=resource, subresource=subresource)
+        assert rule_matches(rule, request) == (evaluator.decide(request).rule == 0)
+        found |= {text} if rule_matches(rule, request) else set()
+    assert found == matching
+
+
 def test_a_failed_login_matches_no_rule_about_users_or_groups() -> None:
     nobody = Request(user=None, groups=("system:authenticated",), verb="get", resource="pods")
     by_user = Rule(level=Level.METADATA, users=("",))

@@ -76,6 +76,24 @@ def test_the_body_limit_is_never_below_what_truncation_lets_through(batch: int, 
     assert ("audit-webhook-batch-max-size" in given_flags(result)) == (mode == "batch")
 
 
+def test_the_body_limit_has_room_for_what_stands_between_events() -> None:
+    """10,000 commas are what makes this POST larger than 100 MiB."""
+    largest = (100 * 2**20 - 128) // 10_000
+    batch = {"maxSize": 10_000, "bufferSize": 10_000}
+    truncate = {"enabled": True, "maxEventSize": largest, "maxBatchSize": 2**31 - 1}
+    assert 10_000 * largest < 100 * 2**20
+    assert plan(webhook={"batch": batch, "truncate": truncate}).body_limit == 101 * 2**20
+
+
+@pytest.mark.parametrize(("memory", "enough"), [("159Mi", False), ("160Mi", True)])
+def test_a_receiver_has_memory_for_four_of_the_largest_posts(memory: str, *, enough: bool) -> None:
+    result = plan(receiver={"resources": {"limits": {"memory": memory}}})
+    assert result.body_limit == 40 * 2**20
+    fields = [problem.path for problem in result.warnings]
+    assert fields == ([] if enough else ["spec.receiver.resources.limits.memory"])
+    assert enough or "allow 160Mi" in result.warnings[0].way_out
+
+
 def test_without_truncation_the_limit_is_a_choice_and_is_said() -> None:
     result = plan(webhook={"truncate": {"enabled": False}})
     assert result.body_limit == UNTRUNCATED_BODY_LIMIT

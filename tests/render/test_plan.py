@@ -320,6 +320,19 @@ def test_a_policy_in_force_that_records_enough_stays() -> None:
     assert any("keep the policy they run" in notice for notice in plan.notices)
 
 
+def test_a_policy_in_force_goes_as_soon_as_one_policy_needs_more() -> None:
+    """Whichever one it is: that it is enough for all the others does not help."""
+    audit_deletes = policy("a", **rules("RequestResponse"))
+    audit_creates = policy("b", **rules("None", "RequestResponse"))
+    old = planned(audit_deletes, backend()).server_policy
+    for items in ((audit_deletes, audit_creates), (audit_creates, audit_deletes)):
+        plan = planned(*items, backend(), world=World(server_policy=old))
+        assert not plan.kept
+        decide = Evaluator(plan.server_policy).decide
+        for verb in ("create", "delete"):
+            assert decide(Request(user="a", verb=verb, resource="pods")).level is Level.REQUEST_RESPONSE
+
+
 def test_a_policy_in_force_is_judged_by_what_labels_could_ask_for() -> None:
     rule = {"level": "Request", "namespaceSelector": {"matchLabels": {"tier": "prod"}}, "verbs": ["delete"]}
     selecting = policy(omitStages=["RequestReceived"], rules=[rule])
