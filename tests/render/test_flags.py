@@ -216,3 +216,4 @@ def test_blocking_strict_is_no_problem_where_request_received_is_recorded() -> N
     omitted = Rule(level=Level.METADATA, omit_stages=frozenset({Stage.REQUEST_RECEIVED}))
     unrecorded = Rule(level=Level.NONE)
     assert plan(policy=Policy(rules=(unrecorded, omitted)), **STRICT).warnings
+    assert plan(policy=Policy(rules=(unrecorded, omitted, rule)), **STRICT).warnings == ()
