@@ -1,7 +1,9 @@
 """Documents as people write them: taken, or refused with every problem, its place and the way out."""
 
+import contextlib
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from audit_operator.resources.auditsink import SINK_TYPES, AuditSink
 from audit_operator.resources.crd import reference, schemas
 from audit_operator.resources.load import ResourceError, is_resource, load_resource, to_document
 from audit_operator.resources.meta import GRAMMARS, quantity, seconds
+from audit_operator.resources.sentences import shown
 from audit_operator.resources.yamlwriter import write
 
 Json = dict[str, Any]
@@ -192,6 +195,97 @@ def test_what_is_huge_is_refused_in_few_words(spec: Json, message: str) -> None:
     assert message in str(refusal.value)
     assert len(str(refusal.value)) < 50_000
     assert "hunter2" not in str(refusal.value)
+
+
+def texts(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Where a document has text."""
+    if isinstance(value, str):
+        yield path
+    elif isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from texts(item, (*path, key))
+
+
+def put(document: Any, path: tuple[str | int, ...], value: object) -> Any:
+    """The document with another value there."""
+    if not path:
+        return value
+    changed = document.copy()
+    changed[path[0]] = put(document[path[0]], path[1:], value)
+    return changed
+
+
+def cost(document: object) -> float:
+    """Seconds of a processor until it is taken or refused, with all that is said about it."""
+    before = time.process_time()
+    with contextlib.suppress(ResourceError):
+        load_resource(document)
+    return time.process_time() - before
+
+
+PIECES = [
+    ":",
+    "@",
+    "://",
+    "?",
+    ":@",
+    "/",
+    "a",
+    "a.",
+    "-",
+    ".",
+    "1",
+    "1:",
+    "[",
+    '["a"]',
+    "{cluster}",
+    "{",
+    "*",
+    "*/",
+    " ",
+    "\n",
+]
+ENOUGH = 0.05
+"""Seconds of a processor: so little that it is of no interest how it grows."""
+
+
+@pytest.mark.parametrize("document", VALID)
+def test_no_text_in_a_resource_costs_more_than_its_length(document: Json) -> None:
+    for path in texts(document):
+        for piece in PIECES:
+            # What is quoted in messages is shorter than a thousand characters.
+            for length in (990, 100_000):
+                hostile = put(document, path, piece * (length // len(piece)))
+                if cost(hostile) > ENOUGH:
+                    shorter = put(document, path, piece * (length // 2 // len(piece)))
+                    half = min(cost(shorter) for _ in range(3))
+                    assert min(cost(hostile) for _ in range(3)) < max(3 * half, ENOUGH), f"{path}: {piece!r}"
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_a_hundred_values_that_are_wrong_cost_no_more_than_one_a_hundred_times(piece: str) -> None:
+    value = piece * (990 // len(piece))
+    spec = {"preset": "CIS", "rules": [{"level": value}] * 100}
+    document = {"apiVersion": "audit-operator.dev/v1alpha1", "kind": "AuditPolicy", "metadata": {"name": "a"}}
+
+    assert min(cost(document | {"spec": spec}) for _ in range(3)) < 1
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("https://alice:hunter2@siem/x?token=hunter2", "'https://***@siem/x?***'"),
+        ("alice:hunter2@siem", "'***@siem'"),
+        ("a:hunter2@b:hunter2@siem/c:hunter2@d", "'***@siem/***@d'"),
+        ("//alice:hunter2@siem", "'//***@siem'"),
+        ("https://siem:9200/a@b", "'https://siem:9200/a@b'"),
+        ("what?is=this", "'what?is=this'"),
+        pytest.param(10**5000, "", id="long"),
+        (12, "12"),
+    ],
+)
+def test_a_value_is_shown_without_what_could_be_a_password(value: object, said: str) -> None:
+    assert shown(value) == said
 
 
 # A redaction that is taken here and refused later would be one that a user believes in.

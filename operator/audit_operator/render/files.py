@@ -292,4 +292,4 @@ def _trial(cert_manager: bool, exposed: Exposed, world: World) -> str:
 
 def _cell(text: str) -> str:
     """Text in a table or list: on one line, without a mark that would end it."""
-    return re.sub(r"\s*\n\s*", "; ", text).replace("|", "\\|")
+    return "; ".join(filter(None, map(str.strip, text.split("\n")))).replace("|", "\\|")

@@ -52,7 +52,7 @@ def problems_of(model: type[BaseModel], error: ValidationError) -> tuple[Problem
 def guess(value: object, known: Iterable[str], otherwise: str) -> str:
     """Did you mean: the known word that is spelled nearly like the value, else ``otherwise``."""
     folded = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(str(value)[:100].lower(), folded, n=1, cutoff=0.7)
+    close = difflib.get_close_matches(_text(value)[:100].lower(), folded, n=1, cutoff=0.7)
     return f"did you mean {folded[close[0]]}?" if close else otherwise
 
 
@@ -73,12 +73,33 @@ def kind_of(value: object) -> str:
 
 def shown(value: object) -> str:
     """The value, short enough for a line and without what could be a password in it; nothing of lists and objects."""
-    if isinstance(value, Mapping | list | tuple) or len(text := str(value)) > 1000:
+    if isinstance(value, Mapping | list | tuple) or len(text := _text(value)) > 1000:
         return ""
-    text = re.sub(r"(://)?[^/]*:[^/]*@", r"\1***@", text)
-    text = re.sub(r"(://[^?]*\?).*", r"\1***", text, flags=re.DOTALL)
+    text = "/".join(_without_user(part) for part in text.split("/"))
+    scheme, separator, rest = text.partition("://")
+    if "?" in rest:
+        text = f"{scheme}{separator}{rest.partition('?')[0]}?***"
     text = text if len(text) <= 80 else f"{text[:77]}..."
     return repr(text) if isinstance(value, str) else text
+
+
+def _without_user(part: str) -> str:
+    """What is between two slashes of a URL, without ``user:password@``. No expression: each way to write one goes back
+    and forth over the text, and a hundred values of a thousand colons are 100 kB.
+    """
+    user, separator, host = part.rpartition("@")
+    return f"***@{host}" if separator and ":" in user else part
+
+
+def _text(value: object) -> str:
+    """As YAML would write a scalar; empty for a number that Python refuses to write."""
+    try:
+        return str(value)
+    except ValueError:  # more than 4,300 digits
+        return ""
+
+
+_LONGEST_SCALAR: Final = 100
 
 
 def one_of(words: Iterable[str]) -> str:
@@ -106,7 +127,9 @@ def _problems(model: type[BaseModel], entry: Mapping[str, Any]) -> Iterator[Prob
             yield Problem(path, f"must be {GRAMMARS[context['pattern']]}", shown(value))
         case "string_type":
             pattern = _pattern(_field(model, loc))
-            quotes = "put it in quotes" if re.search(pattern, str(value)) else ""
+            # A list's text could be a megabyte, and a pattern of ours is no more than a pattern.
+            single = not isinstance(value, Mapping | list | tuple) and len(text := _text(value)) <= _LONGEST_SCALAR
+            quotes = "put it in quotes" if single and re.search(pattern, text) else ""
             yield Problem(path, f"must be {GRAMMARS.get(pattern, 'a string')}", shown(value), quotes)
         case "model_type" | "dict_type":
             # Never the value: a password in the place of a reference to it looks like this.

@@ -138,7 +138,7 @@ def domain(region: str) -> str:
 
 def _element(xml: str, name: str) -> str:
     """The text of an element without markup in it; empty if there is none."""
-    found = re.search(f"<{name}>([^<&]+)</{name}>", xml)
+    found = re.search(f"<{name}>([^<&]++)</{name}>", xml)
     return found[1].strip() if found else ""
 
 

@@ -29,7 +29,7 @@ from audit_operator.receiver.sinks import (
     settings,
 )
 from audit_operator.receiver.sinks.aws import AwsAuth, Signer, domain
-from audit_operator.receiver.sinks.web import Answer, Client, error_of
+from audit_operator.receiver.sinks.web import Answer, Client, decoded, error_of
 from audit_operator.render.program import SinkProgram
 
 
@@ -67,6 +67,20 @@ class _Entry(msgspec.Struct, gc=False):
     milliseconds: int
     text: str
     size: int
+
+
+class _Dropped(msgspec.Struct, rename="camel"):
+    too_old_log_event_end_index: int | None = None
+    expired_log_event_end_index: int | None = None
+    too_new_log_event_start_index: int | None = None
+
+
+class _Said(msgspec.Struct):
+    kind: str | None = msgspec.field(default=None, name="__type")
+    dropped: _Dropped | None = msgspec.field(default=None, name="rejectedLogEventsInfo")
+
+
+_said = msgspec.json.Decoder(_Said)
 
 
 class CloudWatch:
@@ -171,7 +185,7 @@ class CloudWatch:
                 )
             await self._call("CreateLogStream", where)
 
-    async def _call(self, operation: str, asked: dict[str, Any]) -> dict[str, Any]:
+    async def _call(self, operation: str, asked: dict[str, Any]) -> _Said:
         headers = {"Content-Type": "application/x-amz-json-1.1", "X-Amz-Target": f"Logs_20140328.{operation}"}
         body = msgspec.json.encode(asked)
         sign = await self._signer.prepared("POST", self._url, headers)
@@ -195,20 +209,17 @@ _UNAUTHORIZED: Final = frozenset(
 """Errors of AWS' JSON protocol, which come with status 400."""
 
 
-def _checked(answer: Answer, operation: str) -> dict[str, Any]:
+def _checked(answer: Answer, operation: str) -> _Said:
     """The answer's body. Raises SinkError."""
-    try:
-        said = msgspec.json.decode(answer.body or b"{}", type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        said = {}
-        if answer.status < 300:
-            raise UnreachableError(f"HTTP {answer.status}, but no answer of CloudWatch Logs") from None
+    said = decoded(_said, answer.body or b"{}")
     error = error_of(answer)
     if error is None:
+        if said is None:
+            raise UnreachableError(f"HTTP {answer.status}, but no answer of CloudWatch Logs")
         return said
-    kind = str(said.get("__type", "")).rpartition("#")[2]
+    kind = ((said.kind if said else None) or "").rpartition("#")[2]
     if kind in _TAKEN_BEFORE:
-        return {}
+        return _Said()
     if kind == "ResourceNotFoundException":
         raise _MissingError(f"{operation}: {error}")
     if kind in _THROTTLED:
@@ -220,12 +231,12 @@ def _checked(answer: Answer, operation: str) -> dict[str, Any]:
     raise error
 
 
-def _rejected(said: dict[str, Any], part: Sequence[_Entry]) -> list[Refusal]:
+def _rejected(said: _Said, part: Sequence[_Entry]) -> list[Refusal]:
     """Events at the start that are too old, and at the end that are too new, are dropped with status 200."""
-    info = said.get("rejectedLogEventsInfo") or {}
+    info = said.dropped or _Dropped()
     refused = []
-    old = max(info.get("tooOldLogEventEndIndex", 0), info.get("expiredLogEventEndIndex", 0))
-    new = info.get("tooNewLogEventStartIndex", len(part))
+    old = max(info.too_old_log_event_end_index or 0, info.expired_log_event_end_index or 0)
+    new = len(part) if info.too_new_log_event_start_index is None else info.too_new_log_event_start_index
     for place, entry in enumerate(part):
         if place < old:
             refused.append(Refusal(entry.at, "is older than 14 days or the log group's retention"))

@@ -7,6 +7,8 @@ Every document is written with ``create`` and an id that is the same however oft
 import asyncio
 import itertools
 import re
+from collections.abc import Sequence
+from functools import partial
 from typing import Final, Literal
 from urllib.parse import quote
 
@@ -32,7 +34,7 @@ from audit_operator.receiver.sinks import (
     settings,
 )
 from audit_operator.receiver.sinks.aws import AwsAuth, Signer
-from audit_operator.receiver.sinks.web import BasicAuth, Client, basic, error_of
+from audit_operator.receiver.sinks.web import BasicAuth, Client, basic, decoded, error_of, parsed
 from audit_operator.render.program import SinkProgram
 
 
@@ -109,17 +111,11 @@ class Elasticsearch:
         sign = None if signer is None else await signer.prepared("POST", url)
         # Some milliseconds for a thousand events, in which nobody else would be answered.
         body = await asyncio.to_thread(self._body, batch)
-        answer = await self._client.send(
-            "POST",
-            url,
-            body,
-            headers,
-            sign=sign,
-            largest_answer=_LARGEST_HEAD + _LARGEST_ITEM * len(batch.items),
-        )
+        count = len(batch.items)
+        answer = await self._client.send("POST", url, body, headers, sign=sign, largest_answer=largest_answer(count))
         if error := error_of(answer):
             raise error
-        return _result(answer.body, len(batch.items))
+        return await parsed(answer, partial(_result, count=count))
 
     async def close(self) -> None:
         """Close all connections."""
@@ -155,12 +151,34 @@ _FILTER: Final = "errors,items.*.status,items.*.error.type,items.*.error.reason,
 _LARGEST_HEAD: Final = 1 << 16
 _LARGEST_ITEM: Final = 1 << 12
 """Bytes of an answer, and of it per document."""
+_LARGEST: Final = 1 << 20
+"""Bytes of an answer in all, or as many as it takes to say yes to each. A megabyte is read in 20 ms, whatever it
+holds. If that is too little for what a thousand documents are refused for, fewer come next.
+"""
+_YES: Final = 64
+"""Bytes that a document takes if all is well, with room to spare."""
+_LONGEST_REASON: Final = 1 << 11
+"""Bytes of a reason that are looked at. Some quote the whole document."""
+
+
+def largest_answer(count: int) -> int:
+    """Bytes that are read of the answer about so many documents."""
+    return min(_LARGEST_HEAD + _LARGEST_ITEM * count, max(_LARGEST, _YES * count))
+
+
+class _CausedBy(msgspec.Struct):
+    type: str | None = None
 
 
 class _Cause(msgspec.Struct):
-    type: str = ""
-    reason: str = ""
-    caused_by: "_Cause | None" = None
+    type: str | None = None
+    reason: msgspec.Raw = msgspec.Raw(b'""')
+    caused_by: _CausedBy | None = None
+
+    @property
+    def said(self) -> str:
+        """The reason's beginning, as JSON."""
+        return bytes(memoryview(self.reason)[:_LONGEST_REASON]).decode(errors="replace")
 
 
 class _Outcome(msgspec.Struct):
@@ -168,13 +186,30 @@ class _Outcome(msgspec.Struct):
     error: _Cause | None = None
 
 
+class _Created(msgspec.Struct):
+    outcome: _Outcome = msgspec.field(name="create")
+
+
+class _Indexed(msgspec.Struct):
+    outcome: _Outcome = msgspec.field(name="index")
+
+
 class _Answer(msgspec.Struct):
     errors: bool
-    items: list[dict[str, _Outcome]]
+    items: list[_Created]
+
+
+class _OtherAnswer(msgspec.Struct):
+    """Of servers that know one operation only."""
+
+    errors: bool
+    items: list[_Indexed]
 
 
 _encoded = msgspec.json.encode
+# An item without an outcome ends the reading: a megabyte of {} would be objects by the hundred thousand.
 _answer = msgspec.json.Decoder(_Answer)
+_other_answer = msgspec.json.Decoder(_OtherAnswer)
 
 _PASSES: Final = frozenset(
     {
@@ -186,21 +221,22 @@ _PASSES: Final = frozenset(
 """Errors with status 400 that are not about the document: somebody can correct them, and it costs no event."""
 
 _SETTINGS: Final = {
-    "no such pipeline": re.compile(r"pipeline with id \[[^]]*\] does not exist"),
-    "the alias has no write index": re.compile(r"no write index is defined for alias"),
+    "no such pipeline": ("pipeline with id [", "] does not exist"),
+    "the alias has no write index": ("no write index is defined for alias",),
 }
-"""What is said of settings -> where it is an illegal_argument_exception, which is otherwise about the document."""
-_FIELD: Final = re.compile(r"(?:field|object mapping for) \[([A-Za-z0-9_@./-]{1,200})\]")
+"""What is said of settings, in these words in this order -> where it is an illegal_argument_exception, which is
+otherwise about the document.
+"""
+_FIELD: Final = re.compile(r"(?:field|object mapping for) \[([A-Za-z0-9_@./-]{1,200}+)\]")
 """Where a reason names the field; the rest of it may quote the event."""
 
 
 def _result(body: bytes, count: int) -> Result:
     """What became of the documents. Raises SinkError where it is the same for all and passes."""
-    try:
-        answer = _answer.decode(body)
-        outcomes = [outcome for item in answer.items for outcome in item.values()]
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise UnreachableError("HTTP 200, but no answer of a bulk request; is this Elasticsearch?") from None
+    answer = decoded(_answer, body) or decoded(_other_answer, body)
+    if answer is None:
+        raise UnreachableError("HTTP 200, but no answer of a bulk request; is this Elasticsearch?")
+    outcomes = [item.outcome for item in answer.items]
     if len(outcomes) != count:
         raise UnreachableError(f"the answer is about {len(outcomes)} documents of {count}")
     if not answer.errors:
@@ -237,14 +273,26 @@ def _passing(outcome: _Outcome) -> SinkError | None:
 
 
 def _setting(cause: _Cause) -> str:
-    return next((told for told, reason in _SETTINGS.items() if reason.search(cause.reason)), "")
+    said = cause.said
+    return next((told for told, words in _SETTINGS.items() if _has(said, words)), "")
+
+
+def _has(text: str, words: Sequence[str]) -> bool:
+    """Whether all of them are in it, in this order. No expression: one that backtracks costs the square of the text."""
+    at = 0
+    for word in words:
+        at = text.find(word, at)
+        if at < 0:
+            return False
+        at += len(word)
+    return True
 
 
 def _told(outcome: _Outcome) -> str:
     """A line for a person, without what the reason quotes of the event."""
     cause = outcome.error or _Cause()
-    kinds = [kind for kind in (cause.type, cause.caused_by.type if cause.caused_by else "") if _WORD.fullmatch(kind)]
-    field = _FIELD.search(cause.reason)
+    kinds = [kind for kind in (cause.type, cause.caused_by and cause.caused_by.type) if kind and _WORD.fullmatch(kind)]
+    field = _FIELD.search(cause.said)
     about = _setting(cause) or (f"field {field[1]}" if field else "")
     about = about and f", {about}"
     return f"status {outcome.status}: {', '.join(kinds) or 'no reason given'}{about}"

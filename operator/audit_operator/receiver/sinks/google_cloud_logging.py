@@ -33,7 +33,7 @@ from audit_operator.receiver.sinks import (
     secret,
     settings,
 )
-from audit_operator.receiver.sinks.web import Answer, Client, error_of
+from audit_operator.receiver.sinks.web import LARGEST_ANSWER, Answer, Client, decoded, error_of, parsed
 from audit_operator.receiver.threads import OwnThread
 from audit_operator.render.program import SinkProgram
 
@@ -60,7 +60,7 @@ def make(program: SinkProgram, surroundings: Surroundings) -> "GoogleCloudLoggin
     return GoogleCloudLogging(given, surroundings.cluster, client)
 
 
-_LARGEST_ANSWER: Final = 1 << 20
+LARGEST: Final = 1 << 20
 """Bytes: an error for each entry, and each quotes what it is about."""
 _SCOPE: Final = "https://www.googleapis.com/auth/logging.write"
 
@@ -99,14 +99,14 @@ class GoogleCloudLogging:
         ]
         body = msgspec.json.encode({**self._common, "entries": entries})
         headers = {"Authorization": f"Bearer {await self._tokens.current()}", "Content-Type": "application/json"}
-        answer = await self._client.send("POST", self._url, body, headers, largest_answer=_LARGEST_ANSWER)
-        if (partial := _partial(answer)) is not None:
+        answer = await self._client.send("POST", self._url, body, headers, largest_answer=LARGEST)
+        if answer.status >= 400 and (partial := await parsed(answer, _partial)) is not None:
             return _result(partial, len(entries))
         if error := error_of(answer):
             if isinstance(error, RefusedError):
                 raise _of_request(error, answer)
             raise error
-        if not answer.body.lstrip().startswith(b"{"):
+        if answer.body.lstrip()[:1] != b"{":
             raise UnreachableError(f"HTTP {answer.status}, but no answer of the logging API")
         return TAKEN
 
@@ -177,24 +177,42 @@ _NAMES: Final = {
 _TAKEN: Final = frozenset({0, 6})
 _REFUSED: Final = frozenset({3, 11})
 """Codes that are about the entry itself; all others pass."""
+_LONGEST_MESSAGE: Final = 1 << 11
 _SIZE: Final = re.compile(r"(?i)size|too large|exceeds|timestamp|too old|future")
 
 
-def _partial(answer: Answer) -> dict[int, tuple[int, str]] | None:
+class _EntryError(msgspec.Struct):
+    code: int = 2
+    message: str = ""
+
+
+class _Detail(msgspec.Struct, rename="camel"):
+    kind: str = msgspec.field(name="@type", default="")
+    log_entry_errors: dict[str, _EntryError] | None = None
+
+
+class _Error(msgspec.Struct):
+    details: list[_Detail] = []
+
+
+class _Said(msgspec.Struct):
+    error: _Error
+
+
+_said = msgspec.json.Decoder(_Said)
+
+
+def _partial(body: bytes) -> dict[int, tuple[int, str]] | None:
     """Place of an entry -> code and message, of an answer that names some; None of any other."""
-    if answer.status < 400:
-        return None
-    try:
-        said = msgspec.json.decode(answer.body)
-        for detail in said["error"]["details"]:
-            if str(detail.get("@type", "")).endswith("google.logging.v2.WriteLogEntriesPartialErrors"):
-                errors = detail.get("logEntryErrors", {})
-                return {
-                    int(at): (int(each.get("code", 2)), str(each.get("message", ""))) for at, each in errors.items()
-                } or None
-    except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError):
-        pass
+    said = decoded(_said, body)
+    for detail in said.error.details if said else ():
+        if detail.kind.endswith("google.logging.v2.WriteLogEntriesPartialErrors") and detail.log_entry_errors:
+            errors = detail.log_entry_errors
+            return {int(at): (each.code, each.message) for at, each in errors.items() if _PLACE.fullmatch(at)} or None
     return None
+
+
+_PLACE: Final = re.compile("[0-9]{1,9}")
 
 
 _TOO_LARGE: Final = re.compile(rb"(?i)payload size|too large")
@@ -203,9 +221,10 @@ _ENTRIES: Final = re.compile(rb"(?i)entries|json payload|recursion|too deep|nest
 
 def _of_request(error: RefusedError, answer: Answer) -> SinkError:
     """What a refusal of the request as a whole is about: an entry that cannot even be read, or the sink's settings."""
-    if isinstance(error, TooLargeError) or _TOO_LARGE.search(answer.body):
+    said = answer.body[:LARGEST_ANSWER]
+    if isinstance(error, TooLargeError) or _TOO_LARGE.search(said):
         return TooLargeError(str(error))
-    return error if _ENTRIES.search(answer.body) else MisconfiguredError(str(error))
+    return error if _ENTRIES.search(said) else MisconfiguredError(str(error))
 
 
 def _result(partial: dict[int, tuple[int, str]], count: int) -> Result:
@@ -216,7 +235,8 @@ def _result(partial: dict[int, tuple[int, str]], count: int) -> Result:
         name = _NAMES.get(code, str(code))
         if code in _REFUSED:
             # A message may quote the entry; of its size or time it says nothing but that.
-            refused.append(Refusal(at, f"{name}, for its size or time" if _SIZE.search(message) else name))
+            about = ", for its size or time" if _SIZE.search(message[:_LONGEST_MESSAGE]) else ""
+            refused.append(Refusal(at, name + about))
         else:
             retry.append(at)
             reason = reason or name

@@ -531,13 +531,15 @@ def _service_account(text: str) -> str:
     return msgspec.json.encode({name: info[name] for name in wanted}).decode()
 
 
+_LOOKED_AT: Final = 1 << 13
+"""Characters of the library's error, which may hold all that a server answered."""
 _STATUS: Final = re.compile(r"\b(?:status|code)\D{0,20}([45]\d\d)\b", re.IGNORECASE)
 _QUERY: Final = re.compile(r"\?[^\s\"')]*")
 
 
 def _meaning(error: Exception) -> SinkError:
     text = _told(error)
-    found = _STATUS.search(str(error))
+    found = _STATUS.search(str(error)[:_LOOKED_AT])
     status = int(found[1]) if found else 0
     if status in (401, 403):
         return UnauthorizedError(text)
@@ -550,5 +552,5 @@ def _meaning(error: Exception) -> SinkError:
 
 def _told(error: Exception) -> str:
     """A line without the query of a URL, which may be a shared access signature."""
-    text = _QUERY.sub("", str(error).split("Debug source:", maxsplit=1)[0])
+    text = _QUERY.sub("", str(error)[:_LOOKED_AT].split("Debug source:", maxsplit=1)[0])
     return " ".join(text.split())[:300]

@@ -1,9 +1,10 @@
 """otlp: an OpenTelemetry collector or backend, by OTLP over HTTP; one log record per event, whose body is its text."""
 
 import re
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
 
+import msgspec
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
@@ -26,7 +27,7 @@ from audit_operator.receiver.sinks import (
     nanoseconds,
     settings,
 )
-from audit_operator.receiver.sinks.web import Answer, Client, Header, HttpAuth, error_of
+from audit_operator.receiver.sinks.web import Answer, Client, Header, HttpAuth, decoded, error_of
 from audit_operator.render.program import SinkProgram
 
 
@@ -77,12 +78,12 @@ class Otlp:
         answer = await self._client.send("POST", self._url, body, {"Content-Type": kind})
         if error := error_of(answer):
             raise error
-        partial = self._decoded(answer).partial_success
-        if partial.rejected_log_records > 0:
+        rejected, reason = self._rejected(answer)
+        if rejected > 0:
             # It does not say which. One by one it does: halved, until the rejected ones are alone.
             raise RefusedError(
-                f"{partial.rejected_log_records} of {len(batch.items)} log records are rejected: "
-                f"{_printable(partial.error_message) if answer.quoted else 'its reason is not shown'}"
+                f"{rejected} of {len(batch.items)} log records are rejected: "
+                f"{_printable(reason) if answer.quoted else 'its reason is not shown'}"
             )
         return TAKEN
 
@@ -90,13 +91,36 @@ class Otlp:
         """Close all connections."""
         await self._client.close()
 
-    def _decoded(self, answer: Answer) -> ExportLogsServiceResponse:
-        try:
-            if self._json:
-                return json_format.Parse(answer.body, ExportLogsServiceResponse(), ignore_unknown_fields=True)
-            return ExportLogsServiceResponse.FromString(answer.body)
-        except (DecodeError, json_format.ParseError, UnicodeDecodeError):
-            raise UnreachableError(f"HTTP {answer.status}, but no answer of OTLP; is this its address?") from None
+    def _rejected(self, answer: Answer) -> tuple[int, str]:
+        """How many records, and why."""
+        if not answer.body:
+            # Nothing was rejected, or nothing is ever said: Loki answers 204, Fluent Bit 201.
+            return 0, ""
+        if answer.body.lstrip()[:1] == b"{":  # some answer so whatever they were asked in; no protobuf begins like that
+            if (said := decoded(_response, answer.body)) is not None:
+                partial = said.partial_success or _Partial()
+                return int(partial.rejected_log_records or 0), partial.error_message or ""
+        elif not self._json:
+            try:
+                response = ExportLogsServiceResponse.FromString(answer.body)
+            except (DecodeError, UnicodeDecodeError):
+                pass
+            else:
+                return response.partial_success.rejected_log_records, response.partial_success.error_message
+        raise UnreachableError(f"HTTP {answer.status}, but no answer of OTLP; is this its address?")
+
+
+class _Partial(msgspec.Struct, rename="camel"):
+    # protobuf's JSON writes 64 bits as text, and takes both.
+    rejected_log_records: int | Annotated[str, msgspec.Meta(pattern="^[0-9]{1,19}$")] | None = None
+    error_message: str | None = None
+
+
+class _Response(msgspec.Struct, rename="camel"):
+    partial_success: _Partial | None = None
+
+
+_response = msgspec.json.Decoder(_Response)
 
 
 def _record(item: Item, name: str) -> LogRecord:
@@ -141,4 +165,4 @@ def _clean(text: str) -> str:
 
 
 def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else " " for char in text)[:200]
+    return "".join(char if char.isprintable() else " " for char in text[:200])

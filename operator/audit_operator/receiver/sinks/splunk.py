@@ -10,7 +10,7 @@ import itertools
 import time
 import uuid
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -30,7 +30,7 @@ from audit_operator.receiver.sinks import (
     secret,
     settings,
 )
-from audit_operator.receiver.sinks.web import Answer, Client, error_of
+from audit_operator.receiver.sinks.web import Answer, Client, decoded, error_of
 from audit_operator.render.program import SinkProgram
 
 
@@ -106,9 +106,9 @@ class Splunk:
         if sent is None or time.monotonic() - sent.since > _PATIENCE:
             channel = str(uuid.uuid4())
             said = _checked(await self._send("/event", self._body(batch), channel))
-            if not isinstance(number := said.get("ackId"), int):
+            if said.ack_id is None:
                 raise MisconfiguredError("the collector gives no acknowledgement; turn it on for the token")
-            sent = _Sent(channel, number, time.monotonic())
+            sent = _Sent(channel, said.ack_id, time.monotonic())
         try:
             await self._answered(sent)
         except asyncio.CancelledError:
@@ -119,8 +119,8 @@ class Splunk:
         """Ask until an indexer has the events. Raises SinkError: the collector may know nothing of them any more."""
         question = msgspec.json.encode({"acks": [sent.number]})
         for wait in itertools.chain(_POLLS, itertools.repeat(_POLLS[-1])):
-            acks = _checked(await self._send("/ack", question, sent.channel)).get("acks")
-            if isinstance(acks, dict) and acks.get(str(sent.number)) is True:
+            acks = _checked(await self._send("/ack", question, sent.channel)).acks
+            if acks is not None and acks.get(str(sent.number)):
                 return
             if time.monotonic() - sent.since > _PATIENCE:
                 raise UnreachableError("no indexer has acknowledged the events")
@@ -167,19 +167,25 @@ _SETTINGS: Final = {
 """Codes that come with status 400 and are not about the events."""
 
 
-def _checked(answer: Answer) -> dict[str, Any]:
+class _Said(msgspec.Struct, rename="camel"):
+    code: int | None = None
+    ack_id: int | None = None
+    acks: dict[str, bool] | None = None
+
+
+_said = msgspec.json.Decoder(_Said)
+
+
+def _checked(answer: Answer) -> _Said:
     """The answer's body. Raises SinkError."""
-    try:
-        said = msgspec.json.decode(answer.body, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        said = {}
+    said = decoded(_said, answer.body) or _Said()
     if error := error_of(answer):
-        code = said.get("code")
+        code = said.code
         if code in _BUSY and answer.status not in (401, 403):
             raise ThrottledError(str(error), retry_after=error.retry_after)
         if answer.status == 400 and code in _SETTINGS:
             raise MisconfiguredError(f"{_SETTINGS[code]} ({error})")
         raise error
-    if said.get("code") != 0 and "acks" not in said:
+    if said.code != 0 and said.acks is None:
         raise UnreachableError(f"HTTP {answer.status}, but no answer of a collector; is this Splunk?")
     return said

@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import aiohttp
+import msgspec
 from aiohttp.abc import AbstractResolver, ResolveResult
 from multidict import CIMultiDictProxy
 from yarl import URL
@@ -148,6 +149,28 @@ _SMALL: Final = 1 << 16
 
 _SHOWN: Final = 200
 """Characters of an answer in an error. Enough to see why."""
+
+_LOOKED_AT: Final = 1 << 12
+"""Bytes of an answer in which those are looked for: a megabyte of blanks is nothing to go through on the loop."""
+
+_T = TypeVar("_T")
+
+
+def decoded(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T | None:
+    """An answer's JSON; None where it is not of that kind. Whoever runs the server chose every byte of it: the time it
+    takes grows with its length and with nothing else, as long as the decoder's types hold no ``Any``.
+    """
+    try:
+        return decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+async def parsed(answer: "Answer", parse: "Callable[[bytes], _T]") -> _T:
+    """``parse(answer.body)``, in a thread where the body is large. No time of the loop is up to a server."""
+    if len(answer.body) <= LARGEST_ANSWER:
+        return parse(answer.body)
+    return await asyncio.to_thread(parse, answer.body)
 
 
 class Client:
@@ -387,12 +410,14 @@ def error_of(answer: Answer) -> SinkError | None:
 
 _LONGEST_WAIT: Final = 3600.0
 """Seconds. A sink that asks for more is asked again after an hour all the same."""
+_LONGEST_DATE: Final = 64
+"""Characters."""
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds to wait, of a Retry-After in seconds or as a date; None if there is none that can be read."""
     text = headers.get("Retry-After", "").strip()
-    if not text:
+    if not text or len(text) > _LONGEST_DATE:
         return None
     if text.isascii() and text.isdigit():
         return min(float(text[:9]), _LONGEST_WAIT)
@@ -416,7 +441,8 @@ async def _bounded(response: aiohttp.ClientResponse, largest: int) -> bytes:
 
 
 def _said(body: bytes) -> str:
-    text = " ".join("".join(char if char.isprintable() else " " for char in body.decode(errors="replace")).split())
+    text = body[:_LOOKED_AT].decode(errors="replace")
+    text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
     return f": {text[:_SHOWN]}" if text else ""
 
 
