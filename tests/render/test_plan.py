@@ -385,6 +385,17 @@ def test_before_1_36_an_unknown_group_is_not_covered_and_the_way_out_is_said() -
     assert condition(planned(policy(**star)), "AuditPolicy", "p", "Covered").status == "True"
 
 
+def test_for_tenants_by_name_no_other_namespace_is_recorded() -> None:
+    """Selectors cannot be said to API servers; names can, and what nobody asked for need not be recorded."""
+    named = backend(tenants={"enabled": True, "namespaces": {"from": "Names", "names": ["team"]}})
+    decide = Evaluator(planned(policy(**rules("None")), named).server_policy).decide
+    request = Request(user="a", verb="get", resource="pods", namespace="team")
+    assert decide(request).level is Level.METADATA
+    assert decide(structs.replace(request, namespace="other")).level is Level.NONE
+    everywhere = planned(policy(**rules("None")), backend(tenants={"enabled": True})).server_policy
+    assert Evaluator(everywhere).decide(structs.replace(request, namespace="other")).level is Level.METADATA
+
+
 def test_tenants_never_change_the_api_servers_policy() -> None:
     tenants = backend(tenants={"enabled": True})
     without = planned(policy(), tenants)
