@@ -17,6 +17,8 @@ from typing import Any
 
 import msgspec
 import pytest
+import uvloop
+from receiving import eventually
 from sink_cases import batch, item, made, sink_program, surroundings
 from tls_certificates import authority, issued
 
@@ -33,7 +35,7 @@ from audit_operator.receiver.sinks import (
 )
 
 CA = authority().pem.decode()
-HEAD = re.compile(rb"<(\d+)>1 (\S+) (\S+) (\S+) - (\S+) - (.*)", re.DOTALL)
+HEAD = re.compile(rb"<(\d+)>1 (\S+) (\S+) (\S+) - (\S+) - (.*)\n", re.DOTALL)
 
 
 class Server:
@@ -96,12 +98,14 @@ def context(folder: Path, name: str) -> Any:
 
 
 def counted(stream: bytes) -> Iterator[bytes]:
-    while stream:
-        length, _, rest = stream.partition(b" ")
-        if len(rest) < int(length):
+    at = 0
+    while at < len(stream):
+        blank = stream.index(b" ", at)
+        end = blank + 1 + int(stream[at:blank])
+        if end > len(stream):
             return
-        yield rest[: int(length)]
-        stream = rest[int(length) :]
+        yield stream[blank + 1 : end]
+        at = end
 
 
 def syslog(folder: Path, port: int, tls: dict[str, Any] | None = None, **spec: Any) -> Sink:
@@ -132,6 +136,28 @@ def test_a_message_is_the_event_in_the_form_of_rfc_5424(transport: str, tmp_path
                 )  # fmt: skip
 
     run(test)
+
+
+@pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("transport", ["TLS", "TCP"])
+@pytest.mark.parametrize("events", [1, 100, 2000])
+def test_a_connection_brings_one_delivery_after_the_other(
+    factory: Callable[[], asyncio.AbstractEventLoop], transport: str, events: int, tmp_path: Path
+) -> None:
+    async def test() -> None:
+        async with Server(tmp_path, tls=transport == "TLS") as server:
+            sink = syslog(tmp_path, server.port, transport=transport)
+            for number in range(12):
+                async with asyncio.timeout(10):
+                    assert await sink.deliver(batch(*range(number * events, (number + 1) * events))) == TAKEN
+            # Taken is what the other side's kernel has; it may still be on its way through the server.
+            await server.has(12 * events)
+            await sink.close()
+            assert len(server.received) == 1
+            assert len(server.messages()) == 12 * events
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(test())
 
 
 def test_newlines_separate_messages_where_the_server_counts_no_octets(tmp_path: Path) -> None:
@@ -312,3 +338,22 @@ def test_rsyslog_understands_every_message(tls: bool, tmp_path: Path) -> None:
         assert (host, app, stage) == (b"prod", b"kube-apiserver", b"ResponseComplete")
         assert timestamp.decode() == event.timestamp
         assert message.strip() == event.data
+
+
+@pytest.mark.parametrize("tls", [True, False])
+def test_a_message_above_rsyslogs_frame_size_costs_no_other(tls: bool, tmp_path: Path) -> None:
+    """imtcp takes messages of maxMessageSize, but counts octets no further than maxFrameSize, 200,000."""
+    events = [item(number, size=210_000 if number == 3 else 300) for number in range(40)]
+
+    async def test(port: int) -> None:
+        sink = syslog(tmp_path, port, transport="TLS" if tls else "TCP", maxMessageBytes=262_144)
+        for event in events:
+            assert await sink.deliver(Batch("prod", [event], len(event.data))) == TAKEN
+        await eventually(lambda: (tmp_path / "out").exists() and (tmp_path / "out").read_bytes().count(b"\n") >= 40)
+        await sink.close()
+
+    with rsyslog(tmp_path, tls=tls) as port:
+        asyncio.run(test(port))
+    lines = [line for line in (tmp_path / "out").read_bytes().splitlines() if b"kube-apiserver" in line]
+    # The one above it is whole, too, with its length as a part of its head.
+    assert [line[line.index(b"{") :].strip() for line in lines] == [event.data for event in events]

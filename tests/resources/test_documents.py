@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from audit_operator.policy.model import GroupResources
 from audit_operator.policy.redact import RedactionError, RedactionRule, Redactor
+from audit_operator.render.status import sink_status
 from audit_operator.resources.auditsink import SINK_TYPES, AuditSink
 from audit_operator.resources.crd import reference, schemas
 from audit_operator.resources.load import ResourceError, is_resource, load_resource, to_document
@@ -401,3 +402,28 @@ def test_durations_and_quantities_are_numbers() -> None:
 
 if __name__ == "__main__":
     GOLDEN.write_text(refusals())
+
+
+@pytest.mark.parametrize(
+    ("spec", "cautious"),
+    [
+        ({"address": "a:1"}, False),
+        ({"address": "a:1", "maxMessageBytes": 199_000}, False),
+        ({"address": "a:1", "maxMessageBytes": 262_144}, True),
+        ({"address": "a:1", "maxMessageBytes": 262_144, "framing": "Newline"}, False),
+    ],
+)
+def test_a_message_that_exceeds_rsyslogs_frame_is_warned_of_in_the_status(spec: Json, cautious: bool) -> None:
+    sink = load_resource(
+        {
+            "apiVersion": "audit-operator.dev/v1alpha1",
+            "kind": "AuditSink",
+            "metadata": {"name": "a", "namespace": "b"},
+            "spec": {"syslog": spec},
+        }
+    )
+    assert isinstance(sink, AuditSink)
+
+    configured = next(c for c in sink_status(sink, 1, "", None).conditions if c.type == "Configured")
+    assert configured.status == "True"
+    assert ("maxFrameSize" in configured.message) is cautious

@@ -209,6 +209,8 @@ def sink_status(sink: AuditSink, policies: int, hash_: str, missing: Refusal | N
     text = f"{spec.type}, for {counted(policies, 'AuditPolicy', 'AuditPolicies')}"
     if spec.plaintext:
         text += "; events leave the receiver unencrypted: use https, or transport TLS"
+    if spec.config.caution:
+        text += f"; {spec.config.caution}"
     return ResourceStatus(
         identity=identity_of(sink),
         generation=sink.metadata.generation,

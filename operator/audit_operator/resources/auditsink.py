@@ -260,6 +260,11 @@ class SinkType(Model):
         """The same with these settings."""
         return self.batch_limits
 
+    @property
+    def caution(self) -> str:
+        """What these settings ask of the server, for the status: half a sentence, empty as a rule."""
+        return ""
+
     network: ClassVar[bool] = True
     """Events leave the receiver's machine."""
 
@@ -662,6 +667,10 @@ class Otlp(SinkType):
     compression: Literal["None", "gzip"] = Field("gzip", description="Compression of requests.")
 
 
+_RSYSLOGS_FRAME: Final = 199_000
+"""Bytes of a message that fit into a frame of rsyslog's, as it is set."""
+
+
 class Syslog(SinkType):
     """Syslog (RFC 5424) over TLS or TCP.
 
@@ -689,6 +698,15 @@ class Syslog(SinkType):
     max_message_bytes: Integer = Field(
         65536, ge=480, le=16777216, description="Largest message the server takes; larger events lose their bodies."
     )
+
+    @property
+    def caution(self) -> str:
+        if self.framing != "OctetCounting" or self.max_message_bytes <= _RSYSLOGS_FRAME:
+            return ""
+        return (
+            f"rsyslog takes messages of maxMessageBytes {self.max_message_bytes} only if maxFrameSize of its imtcp, "
+            "200000 by default, is as large"
+        )
 
     proxied: ClassVar[bool] = False
     encrypted: ClassVar[Encryption] = BY_TRANSPORT

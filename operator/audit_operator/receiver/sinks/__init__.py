@@ -166,12 +166,14 @@ class Sink(Protocol):
 class SinkError(Exception):
     """A batch as a whole was not taken. The message is for a person and never holds a credential or an event.
 
-    ``retry_after``: seconds that the sink asked to be left alone.
+    ``retry_after``: seconds that the sink asked to be left alone. ``sent``: the sink was sent the events and answered
+    this, or nothing; one of them may be why. False where that cannot be, as for a name that cannot be resolved.
     """
 
-    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+    def __init__(self, message: str, *, retry_after: float | None = None, sent: bool = False) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.sent = sent
 
 
 class UnreachableError(SinkError):

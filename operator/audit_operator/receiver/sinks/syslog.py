@@ -5,7 +5,6 @@ over TCP, and has not closed the connection: what a server loses out of its memo
 """
 
 import asyncio
-import contextlib
 import fcntl
 import socket
 import ssl
@@ -107,12 +106,14 @@ class _Form:
         # which would come before the JSON.
         head = f"<{self._priority}>1 {item.timestamp or '-'}{self._after}{item.stage[:32] or '-'} - ".encode()
         data = item.data
-        if len(head) + len(data) > self.limit:
+        if len(head) + len(data) + 1 > self.limit:
             data = self._formatted(without_bodies(item.audit))
-            if len(head) + len(data) > self.limit:
+            if len(head) + len(data) + 1 > self.limit:
                 return None
-        message = head + data
-        return b"%d %b" % (len(message), message) if self._counted else message + b"\n"
+        # Counted or not, a line feed is the last byte. Where a message exceeds the server's frame size, rsyslog goes on
+        # to the next line feed: without one it would take all that follows for the rest of that message.
+        message = b"%b%b\n" % (head, data)
+        return b"%d %b" % (len(message), message) if self._counted else message
 
 
 _UNSENT: Final = termios.TIOCOUTQ
@@ -131,17 +132,19 @@ class _Way:
         self._names = Resolver(surroundings.reach)
         self._seen: object = None
         self._context: ssl.SSLContext | None = None
-        self._open: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._open: _Connection | None = None
 
     async def send(self, data: bytes) -> None:
         """Write, and come back once the other side has acknowledged all of it. Raises SinkError."""
         try:
-            reader, writer = await self._connected()
-            writer.write(data)
-            await writer.drain()
-            await self._acknowledged(writer)
-            if reader.at_eof() or writer.is_closing():
-                raise UnreachableError("the server closed the connection")
+            connection = await self._connected()
+            connection.write(data)
+            for poll in range(sys.maxsize):
+                if connection.ended:
+                    raise UnreachableError("the server closed the connection", sent=True)
+                if not connection.unsent:
+                    return
+                await asyncio.sleep(_POLL[min(poll, len(_POLL) - 1)])
         except BaseException as error:
             # Half a message may have been written: what follows would be taken for its rest.
             await self.close()
@@ -156,37 +159,32 @@ class _Way:
     async def close(self) -> None:
         """Close the connection at once."""
         if self._open is not None:
-            (_, writer), self._open = self._open, None
-            writer.transport.abort()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
+            connection, self._open = self._open, None
+            await connection.close()
 
     async def stop(self) -> None:
         """Close it for good."""
         await self.close()
         await self._names.close()
 
-    async def _connected(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _connected(self) -> "_Connection":
         seen = None if self._tls is None else self._tls.versions()
         if self._open is not None:
-            reader, writer = self._open
-            if not reader.at_eof() and not writer.is_closing() and seen == self._seen:
+            if not self._open.ended and seen == self._seen:
                 return self._open
             await self.close()
         if self._tls is not None and (self._context is None or seen != self._seen):
             self._context, self._seen = self._tls.context(), seen  # it reads all the CAs of the system: not at each try
         context = self._context
-        connection = await self._socket()
+        to_server = await self._socket()
+        connection = _Connection(to_server)
         try:
-            name = None if self._tls is None else self._tls.server_name or self._host
-            reader, writer = await asyncio.open_connection(sock=connection, ssl=context, server_hostname=name)
+            await connection.open(context, None if self._tls is None else self._tls.server_name or self._host)
         except BaseException:
-            connection.close()
+            await connection.close()
             raise
-        # So that drain waits until the kernel has all of it.
-        writer.transport.set_write_buffer_limits(0)
-        self._open = (reader, writer)
-        return reader, writer
+        self._open = connection
+        return connection
 
     async def _socket(self) -> socket.socket:
         """A connection to the first address that takes one. Addresses are looked at after name resolution."""
@@ -213,13 +211,67 @@ class _Way:
                 return connection
         raise failure
 
-    async def _acknowledged(self, writer: asyncio.StreamWriter) -> None:
-        connection = writer.get_extra_info("socket")
-        for poll in range(sys.maxsize):
-            if writer.is_closing():
-                raise UnreachableError("the server closed the connection")
-            with contextlib.suppress(OSError):
-                (unsent,) = struct.unpack("i", fcntl.ioctl(connection.fileno(), _UNSENT, b"\0\0\0\0"))
-                if unsent == 0:
-                    return
-            await asyncio.sleep(_POLL[min(poll, len(_POLL) - 1)])
+
+class _Connection(asyncio.Protocol):
+    """A TCP connection, with or without TLS, that tells what of it is still on the way.
+
+    No flow control: whether a transport of TLS calls ``resume_writing`` once its buffer is empty depends on the loop's
+    library and its limits. What is in the buffers can be asked.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._transports: list[asyncio.Transport] = []
+        """The socket's, then that of TLS: each has a buffer of its own."""
+        self._closed = asyncio.Event()
+        self._established = False
+        self.ended = False
+        """Whether either side has closed it."""
+
+    async def open(self, context: ssl.SSLContext | None, name: str | None) -> None:
+        """Take the socket, and encrypt. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_connection(lambda: self, sock=self._socket)
+        self._transports.append(transport)
+        if context is not None:
+            encrypted = await loop.start_tls(transport, self, context, server_hostname=name)
+            if encrypted is None:
+                raise ConnectionResetError("the server closed the connection")
+            self._transports.append(encrypted)
+        self._established = True
+
+    def write(self, data: bytes) -> None:
+        """Into the buffers."""
+        self._transports[-1].write(data)
+
+    @property
+    def unsent(self) -> bool:
+        """Whether there is anything in our buffers or in the kernel's that the other side has not acknowledged."""
+        if any(transport.get_write_buffer_size() for transport in self._transports):
+            return True
+        try:
+            (waiting,) = struct.unpack("i", fcntl.ioctl(self._socket.fileno(), _UNSENT, b"\0\0\0\0"))
+        except (OSError, ValueError):
+            return True  # it is being closed
+        return bool(waiting)
+
+    async def close(self) -> None:
+        """At once."""
+        self.ended = True
+        if not self._transports:
+            self._socket.close()
+            return
+        for transport in reversed(self._transports):
+            transport.abort()
+        if self._established:  # else nobody tells us
+            await self._closed.wait()
+
+    def data_received(self, data: bytes) -> None:
+        """No server of syslog has anything to say."""
+
+    def eof_received(self) -> None:
+        self.ended = True
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self.ended = True
+        self._closed.set()
