@@ -108,9 +108,8 @@ def test_no_value_takes_a_pod_out_of_its_selectors() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_pods_meet_the_restricted_pod_security_standard(name: str) -> None:
     pod = one(template(*values(name)), "Deployment")["spec"]["template"]["spec"]
-    assert pod["securityContext"]["runAsNonRoot"] is True
-    assert pod["securityContext"]["runAsUser"] == 65532
-    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    # OpenShift's restricted-v2 refuses users and groups that are asked for; the image says which it is elsewhere.
+    assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
     (container,) = pod["containers"]
     assert container["securityContext"] == {
         "allowPrivilegeEscalation": False,

@@ -114,6 +114,21 @@ def test_pods_pass_the_restricted_pod_security_standard(receiver: dict[str, Any]
     assert spec["automountServiceAccountToken"] is False
 
 
+def test_the_image_or_the_platform_says_which_user_runs() -> None:
+    kubernetes = frozenset({("apps/v1", "StatefulSet")})
+    openshift = kubernetes | {("security.openshift.io/v1", "SecurityContextConstraints")}
+    for served, fs_group in ((None, 65532), (kubernetes, 65532), (openshift, None)):
+        world = World(served=served)
+        for receiver in ({}, EPHEMERAL):
+            (context,) = (
+                each["spec"]["template"]["spec"]["securityContext"]
+                for (kind, _), each in made(world=world, **receiver).items()
+                if kind in {"Deployment", "StatefulSet"}
+            )
+            assert not {"runAsUser", "runAsGroup", "supplementalGroups"} & set(context)
+            assert context.get("fsGroup") == fs_group
+
+
 def test_every_mount_has_its_volume_and_every_argument_its_mount() -> None:
     for receiver in ({}, EPHEMERAL, {"claims": ("archive",)}):
         item = workload(**receiver)

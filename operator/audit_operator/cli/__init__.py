@@ -6,6 +6,9 @@
 
 import os
 import sys
+from typing import Final
+
+_NO_HOME: Final = "/nonexistent"  # where Debian's nobody is at home
 
 
 def main() -> None:
@@ -13,6 +16,7 @@ def main() -> None:
     from audit_operator.cli.app import app
     from audit_operator.cli.errors import BROKEN_PIPE
 
+    _settle_home()
     for stream in (sys.stdout, sys.stderr):
         # Names of files and users may hold what the terminal's encoding does not know.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -29,3 +33,13 @@ def main() -> None:
         # Python flushes once more when it ends, and would complain that nobody listens.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)  # type: ignore[arg-type]
+
+
+def _settle_home() -> None:
+    """Set HOME where nothing tells it, neither the environment nor /etc/passwd, which is so in many a container.
+
+    Libraries look there for configuration that may be missing, and some do not even load without: importing
+    kubernetes.aio.config raises RuntimeError.
+    """
+    if os.path.expanduser("~") == "~":  # noqa: PTH111 - Path.home() raises what this asks
+        os.environ["HOME"] = _NO_HOME

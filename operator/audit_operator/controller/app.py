@@ -69,7 +69,7 @@ async def run(options: Options) -> int:
                     if options.leader_election
                     else Always(reconciler.wake)
                 )
-                tasks.start(reconciler.watching.watch(api, take_signals))
+                tasks.start(reconciler.watching.watch(api, settings.identity, take_signals))
                 tasks.start(_discover(cluster, reconciler, health))
                 tasks.start(reconciler.watching.call_the_roll(cluster))
                 tasks.start(reconciler.children.watch(reconciler.is_served))

@@ -67,10 +67,11 @@ class Watching:
         """Every namespace, with its labels."""
         return dict(self._namespaces.values())
 
-    async def watch(self, configuration: Configuration, started: Callable[[], None]) -> None:
+    async def watch(self, configuration: Configuration, identity: str, started: Callable[[], None]) -> None:
         """Run kopf until cancelled; what ends it earlier is raised.
 
-        ``started`` is called once kopf has put its handlers of signals in the place of others'.
+        ``identity``: of this replica. ``started`` is called once kopf has put its handlers of signals in the place of
+        others'.
         """
 
         @kopf.on.login(registry=self._registry)
@@ -78,7 +79,14 @@ class Watching:
             return await _connection(configuration)
 
         others = asyncio.all_tasks()  # kopf ends every task that is not among these
-        tasks = await kopf.spawn_tasks(registry=self._registry, settings=_settings(), clusterwide=True, standalone=True)
+        tasks = await kopf.spawn_tasks(
+            registry=self._registry,
+            settings=_settings(),
+            clusterwide=True,
+            standalone=True,
+            # Else kopf makes one of the user's name, and fails where the user has none. It exports no type for it.
+            identity=identity,  # type: ignore[arg-type]
+        )
         started()
         await kopf.run_tasks(tasks, ignored=others)
 

@@ -30,8 +30,11 @@ CREDENTIALS: Final = f"{RECEIVER}-credentials"
 
 _STATE: Final = "/var/lib/audit-operator"
 _METRICS_PORT: Final = 9090
-_USER: Final = 65532
+_GROUP: Final = 65532  # the image's
 _GROUP_MAY_READ: Final = 0o440
+
+_ASSIGNS_GROUPS: Final = ("security.openshift.io/v1", "SecurityContextConstraints")
+"""Where this is served, OpenShift assigns users and groups of volumes, and refuses pods that ask for another's."""
 
 SELECTOR: Final = {"app.kubernetes.io/name": "audit-operator", COMPONENT: "receiver"}
 """What tells receivers' pods from others. Never changes: selectors of workloads are immutable."""
@@ -249,14 +252,7 @@ def _pod(receiver: "Receiver", world: "World", claims: "Iterable[str]", journal:
         "enableServiceLinks": False,
         # Long enough to answer what is in flight, sync the journal and hand over what sinks take at once.
         "terminationGracePeriodSeconds": 60,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": _USER,
-            "runAsGroup": _USER,
-            "fsGroup": _USER,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": _security(world),
         "topologySpreadConstraints": _spread(receiver),
         "containers": [_container(receiver, world, mounted)],
         "volumes": [
@@ -287,6 +283,15 @@ def _pod(receiver: "Receiver", world: "World", claims: "Iterable[str]", journal:
     labels = dict(sorted((receiver.pod_labels | _LABELS).items()))
     template: Object = {"metadata": {"labels": labels}, "spec": spec}
     return annotated(template, receiver.pod_annotations)
+
+
+def _security(world: "World") -> Object:
+    """Whom the pod runs as: the image says it, or the platform, which may assign any user."""
+    own: Object = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    if world.served is not None and _ASSIGNS_GROUPS in world.served:
+        return own
+    # Else volumes belong to root, and a user that is not could neither write to them nor read the Secrets in them.
+    return own | {"fsGroup": _GROUP, "fsGroupChangePolicy": "OnRootMismatch"}
 
 
 def _claim_volume(claim: str) -> str:
