@@ -46,9 +46,10 @@ KINDS = (
     Kind(OURS, "AuditPolicy", "auditpolicies"),
     Kind(OURS, "AuditSink", "auditsinks"),
 )
-OPENSHIFTS = Kind(
+CONSTRAINTS = Kind(
     "security.openshift.io/v1", "SecurityContextConstraints", "securitycontextconstraints", namespaced=False
 )
+"""What OpenShift serves beside."""
 _VERBS = ["create", "delete", "get", "list", "patch", "update", "watch"]
 _REVIEW = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 _PATH = re.compile(

@@ -9,12 +9,15 @@ import base64
 import contextlib
 import os
 import random
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,20 +47,6 @@ OPENSHIFTS = User(1000730000, 0, volumes=1000730000)
 USERS = {"the image's user": IMAGES_OWN, "a user of OpenShift": OPENSHIFTS}
 
 
-class Image(NamedTuple):
-    """What a container starts from. ``root``: a root file system; None: this machine's, with these tests' packages."""
-
-    command: tuple[str, ...]
-    environment: Mapping[str, str]
-    root: Path | None = None
-
-
-def this_environment() -> Image:
-    """What `make setup` installed, as an image."""
-    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
-    return Image((str(Path(sys.executable).with_name("audit-operator")),), {"PATH": path})
-
-
 class Mount(NamedTuple):
     """A file or folder of this machine, as a container sees it."""
 
@@ -65,9 +54,60 @@ class Mount(NamedTuple):
     writable: bool = False
 
 
+class Image(NamedTuple):
+    """What a container starts from. ``root``: a root file system; None: this machine's, with ``files`` in it."""
+
+    python: str
+    environment: Mapping[str, str]
+    files: Mapping[str, Mount] = {}
+    root: Path | None = None
+
+    @property
+    def command(self) -> str:
+        """The image's entry point."""
+        return str(Path(self.python).with_name("audit-operator"))
+
+
+def built(root: Path) -> Image:
+    """What operator/Dockerfile made, unpacked: PATH and entry point are its own."""
+    folder = "/opt/audit-operator/bin"
+    return Image(f"{folder}/python", {"PATH": f"{folder}:/usr/bin:/bin"}, root=root)
+
+
+def like_built(folder: Path) -> Image:
+    """What `make setup` installed, as the Dockerfile would: the packages that are locked, pruned, in ``folder``."""
+    folder.chmod(0o755)
+    for line in (ROOT / "requirements.lock").read_text().splitlines():
+        found = re.match(r"(?P<name>[\w.-]+)==[\w.]+(?P<condition> ;)?", line)
+        if found is None:
+            continue
+        try:
+            files = metadata.distribution(found["name"]).files or []
+        except metadata.PackageNotFoundError:
+            assert found["condition"], f"{found['name']} is not installed"  # for other systems
+            continue
+        for file in files:
+            if ".." not in file.parts:
+                target = folder / file
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _link(Path(str(file.locate())), target)
+    (folder / "audit-operator.pth").write_text(f"{ROOT / 'operator'}\n")
+    subprocess.run([sys.executable, ROOT / "operator/prune.py", folder], check=True, capture_output=True)
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    return Image(sys.executable, {"PATH": path}, {sysconfig.get_path("purelib"): Mount(folder)})
+
+
+def _link(source: Path, target: Path) -> None:
+    if source.exists() and not target.exists():
+        try:
+            target.hardlink_to(source)
+        except OSError:  # another file system
+            shutil.copy2(source, target)
+
+
 def require_containers(image: Image, folder: Path, user: User = IMAGES_OWN) -> None:
     """Skip the test where this user may not make mount namespaces; say why."""
-    command = inside(image._replace(command=("/bin/true",)), folder, user, {}, ())
+    command = inside(image, folder, user, {}, ["/bin/true"])
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         why = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
@@ -82,12 +122,12 @@ def inside(
     folder: Path,
     user: User,
     mounts: Mapping[str, Mount],
-    arguments: Sequence[str | Path],
+    command: Sequence[str],
     *,
     environment: Mapping[str, str] | None = None,
     groups: Sequence[int] = (),
 ) -> list[str]:
-    """The command that runs ``arguments`` in a container of ``image``.
+    """The command that runs ``command`` in a container of ``image``.
 
     ``folder`` is the caller's, for what a container needs while it runs. ``mounts``: by path in the container.
     """
@@ -99,9 +139,9 @@ def inside(
     if image.root is not None:
         folders = f"lowerdir={_q(image.root)},upperdir={_q(layer)}/upper,workdir={_q(layer)}/work"
         lines += [f"mkdir {_q(layer)}/upper {_q(layer)}/work", f"mount -t overlay overlay -o {folders} {_q(root)}"]
-        files = {}
+        files = dict(image.files)
     else:
-        files = _this_machine(folder)
+        files = _this_machine(folder) | dict(image.files)
     # What is in the place of the root stays writable for its owner until all mount points are there.
     lines += [f"mount --bind {_q(root)} {_q(root)}"]
     files |= {f"/dev/{name}": Mount(Path("/dev", name), writable=True) for name in _DEVICES}
@@ -121,7 +161,6 @@ def inside(
     lines.append(f"mount -o remount,bind,ro {_q(root)}")
     given = dict(image.environment) | dict(environment or {})
     clean = ["env", "-i", *(f"{key}={value}" for key, value in given.items())]
-    command = [*image.command, *map(str, arguments)]
     if os.geteuid() == 0:
         namespaces = ["unshare", "--mount", "--propagation=private"]
         limits = ["setpriv", "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all,+sys_chroot,+setuid,+setgid"]
@@ -271,7 +310,7 @@ class Pod:
             self.folder / "container",
             self.user,
             self.mounts,
-            arguments,
+            [self.image.command, *arguments],
             environment={**environment, **given},
             groups=groups,
         )

@@ -16,9 +16,8 @@ from typing import TypeVar
 
 import pytest
 import yaml
-from api_double import KINDS, OURS, ApiDouble
-from api_double import OPENSHIFTS as OPENSHIFTS_KIND
-from containers import ROOT, USERS, Image, Json, Mount, Pod, User, inside, require_containers, this_environment
+from api_double import CONSTRAINTS, KINDS, OURS, ApiDouble
+from containers import OPENSHIFTS, ROOT, USERS, Image, Json, Mount, Pod, User, inside
 from typer.core import TyperGroup
 from typer.main import get_command
 
@@ -33,15 +32,9 @@ sys.path.pop(0)
 
 T = TypeVar("T")
 
-IMAGE = this_environment()
 EXAMPLES = ROOT / "examples"
 INPUT = {"/in": Mount(EXAMPLES)}
 FILES = "/in/policy-files"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _containers(tmp_path_factory: pytest.TempPathFactory) -> None:
-    require_containers(IMAGE, tmp_path_factory.mktemp("trial"))
 
 
 @pytest.fixture(params=USERS.values(), ids=USERS)
@@ -61,10 +54,10 @@ def eventually(condition: Callable[[], T], pod: Pod, seconds: float = 60) -> T:
 
 
 def run(
-    image: Image, folder: Path, user: User, *arguments: str, mounts: Mapping[str, Mount] = INPUT
+    image: Image, folder: Path, *command: str, user: User = OPENSHIFTS, mounts: Mapping[str, Mount] = INPUT
 ) -> subprocess.CompletedProcess[str]:
-    command = inside(image, folder, user, mounts, arguments)
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    inner = inside(image, folder, user, mounts, command)
+    return subprocess.run(inner, capture_output=True, text=True, check=False, timeout=120)
 
 
 # --- what a container leaves -----------------------------------------------------------------------------------------
@@ -93,19 +86,35 @@ print(json.dumps({
 """
 
 
-def test_a_container_is_what_the_tests_below_take_it_for(user: User, tmp_path: Path) -> None:
-    paths = [f"{place}/new" for place in ("", "/usr", "/etc", "/dev", "/in", sys.prefix)]
-    python = IMAGE._replace(command=(sys.executable,))
-    done = run(python, tmp_path, user, "-c", LOOK.replace("PATHS", repr(paths)))
+def test_a_container_is_what_the_tests_below_take_it_for(image: Image, user: User, tmp_path: Path) -> None:
+    paths = [f"{place}/new" for place in ("", "/usr", "/etc", "/dev", "/in", str(Path(image.python).parent))]
+    done = run(image, tmp_path, image.python, "-c", LOOK.replace("PATHS", repr(paths)), user=user)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {
         "ids": [user.uid, user.gid],
         "name": None,
-        "environment": ["PATH"],
+        "environment": sorted(image.environment),
         "capabilities": [0, 0, 0, 0],
         "confined": 1,
         "writable": dict.fromkeys(paths, "Read-only file system"),
     }
+
+
+IMPORT_ALL = """
+import importlib, pkgutil, audit_operator
+found = [module.name for module in pkgutil.walk_packages(audit_operator.__path__, "audit_operator.")]
+for name in found:
+    if not name.endswith("__main__"):
+        importlib.import_module(name)
+print(len(found))
+"""
+
+
+def test_every_module_finds_what_it_imports(image: Image, tmp_path: Path) -> None:
+    # With the home that the command gives itself.
+    done = run(image, tmp_path, "/usr/bin/env", "HOME=/nonexistent", image.python, "-c", IMPORT_ALL)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 100
 
 
 # --- commands --------------------------------------------------------------------------------------------------------
@@ -141,18 +150,18 @@ JOBS: dict[str, tuple[int, tuple[str, ...], str]] = {
 """Exit code, arguments, and a word of the answer. `receive`, `demo` and `verify` have tests of their own below."""
 
 
-def test_every_command_has_help(user: User, tmp_path: Path) -> None:
+def test_every_command_has_help(image: Image, tmp_path: Path) -> None:
     # One container for all: Python starts once for each.
-    script = "; ".join(f"'{IMAGE.command[0]}' {' '.join(each)} --help || exit 1" for each in commands())
-    done = run(IMAGE._replace(command=("/bin/sh", "-c")), tmp_path, user, script)
+    script = "; ".join(f"'{image.command}' {' '.join(each)} --help || exit 1" for each in commands())
+    done = run(image, tmp_path, "/bin/sh", "-c", script)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Usage:") == len(list(commands()))
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_every_command_does_its_job(job: str, user: User, tmp_path: Path) -> None:
+def test_every_command_does_its_job(job: str, image: Image, tmp_path: Path) -> None:
     code, arguments, word = JOBS[job]
-    done = run(IMAGE, tmp_path, user, *arguments)
+    done = run(image, tmp_path, image.command, *arguments)
     assert done.returncode == code, done.stderr[-3000:]
     assert word in done.stdout + done.stderr
     assert "bug in audit-operator" not in done.stderr
@@ -163,7 +172,7 @@ def test_every_command_is_tried() -> None:
     assert tried >= {each[0] for each in commands()}
 
 
-def test_an_archive_is_verified(user: User, tmp_path: Path) -> None:
+def test_an_archive_is_verified(image: Image, tmp_path: Path) -> None:
     archive = Archive(tmp_path / "archive", tmp_path / "state")
     archive.folder.mkdir()
     archive.write(*numbered(2))
@@ -171,17 +180,25 @@ def test_an_archive_is_verified(user: User, tmp_path: Path) -> None:
     for path in (archive.folder, *archive.folder.iterdir()):
         path.chmod(0o755)  # what files allow is not the point here
     mounts = {"/archive": Mount(archive.folder), "/audit.pub": Mount(tmp_path / "audit.pub")}
-    done = run(IMAGE, tmp_path / "container", user, "verify", "--public-key=/audit.pub", "/archive", mounts=mounts)
+    done = run(
+        image,
+        tmp_path / "container",
+        image.command,
+        "verify",
+        "--public-key=/audit.pub",
+        "/archive",
+        mounts=mounts,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("\nintact\n")
 
 
-def test_the_demo_needs_a_place_for_temporary_files_and_no_more(user: User, tmp_path: Path) -> None:
+def test_the_demo_needs_a_place_for_temporary_files_and_no_more(image: Image, tmp_path: Path) -> None:
     place = tmp_path / "tmp"
     place.mkdir()
     place.chmod(0o1777)
     mounts = INPUT | {"/tmp": Mount(place, writable=True)}
-    done = run(IMAGE, tmp_path / "container", user, "demo", "/in", "-o", "json", mounts=mounts)
+    done = run(image, tmp_path / "container", image.command, "demo", "/in", "-o", "json", mounts=mounts)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -253,10 +270,12 @@ def text_of(folder: Path) -> str:
     return "".join(path.read_text() for path in folder.rglob("*") if path.is_file())
 
 
-def test_the_operators_pod_leads_and_the_receivers_pod_that_it_makes_delivers(user: User, tmp_path: Path) -> None:
+def test_the_operators_pod_leads_and_the_receivers_pod_that_it_makes_delivers(
+    image: Image, user: User, tmp_path: Path
+) -> None:
     made = chart()
     openshift = user.volumes is not None
-    double = ApiDouble((*KINDS, OPENSHIFTS_KIND) if openshift else KINDS)
+    double = ApiDouble((*KINDS, CONSTRAINTS) if openshift else KINDS)
     double.put("/api/v1/namespaces/audit-system", {"kind": "Namespace", "metadata": {"name": "audit-system"}})
     for plural, document in (
         ("auditbackends", made["AuditBackend", "default"]),
@@ -272,7 +291,7 @@ def test_the_operators_pod_leads_and_the_receivers_pod_that_it_makes_delivers(us
     token = {"token": "t0ken", "ca.crt": authority().pem.decode(), "namespace": "audit-system"}
     operator = Pod(
         made["Deployment", "audit-operator"]["spec"]["template"]["spec"],
-        IMAGE,
+        image,
         user,
         tmp_path / "operator",
         objects=made,
@@ -291,14 +310,16 @@ def test_the_operators_pod_leads_and_the_receivers_pod_that_it_makes_delivers(us
             spec = spec | {"volumes": [*spec["volumes"], state]}
             published = "/api/v1/namespaces/audit-system/configmaps/audit-apiserver"
             eventually(lambda: double.get(published), operator)
-            receiver = Pod(spec, IMAGE, user, tmp_path / "receiver", objects=double.objects())
+            receiver = Pod(spec, image, user, tmp_path / "receiver", objects=double.objects())
             with receiver.running({}):
                 eventually(lambda: asked(receiver, "/readyz")[0] == 200, receiver)
                 assert send(receiver, double.objects(), tmp_path / "client", event_list(event(1))) == 200
                 archive = receiver.mounts["/var/lib/audit-operator/claims/archive"].source
                 eventually(lambda: "00000000-0000-4000-8000-000000000001" in text_of(archive), receiver)
                 # As `kubectl exec` in the pod would.
-                quarantine = run(IMAGE, tmp_path / "exec", user, "quarantine", "list", mounts=receiver.mounts)
+                quarantine = run(
+                    image, tmp_path / "exec", image.command, "quarantine", "list", user=user, mounts=receiver.mounts
+                )
                 assert quarantine.stdout == "Nothing is in quarantine.\n", quarantine.stderr
             assert receiver.code == 0, receiver.log()[-3000:]
         assert operator.code == 0, operator.log()[-3000:]
