@@ -366,6 +366,25 @@ def test_rendering_again_with_the_result_in_force_changes_nothing() -> None:
         assert not again.kept
 
 
+def test_presets_leave_out_the_operators_own_lease_in_its_namespace_wherever_that_is() -> None:
+    world = World(root_namespace="security")
+    wanted = policy(namespace="security", preset="CIS")
+    fixed = backend(serverPolicy={"mode": "Fixed", "fixed": {"preset": "CIS"}})
+    renewal = Request(
+        user="system:serviceaccount:security:audit-operator",
+        groups=("system:serviceaccounts", "system:serviceaccounts:security", "system:authenticated"),
+        verb="update",
+        namespace="security",
+        api_group="coordination.k8s.io",
+        resource="leases",
+        name="audit-operator",
+    )
+    for resources in ([wanted], [fixed]):
+        decide = Evaluator(planned(*resources, world=world).server_policy).decide
+        assert decide(renewal).level is Level.NONE
+        assert decide(structs.replace(renewal, user="mallory")).level is Level.METADATA
+
+
 def test_a_fixed_policy_never_changes_and_what_is_above_it_is_not_covered() -> None:
     fixed = backend(serverPolicy={"mode": "Fixed", "fixed": {"rules": [{"level": "Metadata"}]}})
     plan = planned(policy("a", **rules("Metadata")), policy("b", **rules("Request")), fixed)

@@ -50,7 +50,7 @@ def effective(audit_policy: "AuditPolicy", *, root_namespace: str) -> Effective:
     """
     spec, namespace = audit_policy.spec, audit_policy.metadata.namespace
     own = rules_of(spec.rules)
-    base = preset(spec.preset).rules if spec.preset else ()
+    base = preset(spec.preset, root_namespace).rules if spec.preset else ()
     tenant = None if namespace == root_namespace else namespace
     notices: tuple[str, ...] = ()
     if tenant is not None:

@@ -39,7 +39,7 @@ def server_policy(policies: Iterable[Policy], spec: "ServerPolicy", tenants: "Te
         return Chosen(*lower(policy, world.server_version, groups), kept=False)
 
     if spec.fixed is not None:
-        return in_server_words(_fixed(spec.fixed))
+        return in_server_words(_fixed(spec.fixed, world.root_namespace))
     needed = list(policies)
     if tenants.enabled:
         needed.append(tenants_policy(tenants))
@@ -55,8 +55,8 @@ def server_policy(policies: Iterable[Policy], spec: "ServerPolicy", tenants: "Te
     return in_force._replace(kept=True) if kept else wanted
 
 
-def _fixed(fixed: "FixedPolicy") -> Policy:
-    base = preset(fixed.preset).rules if fixed.preset else ()
+def _fixed(fixed: "FixedPolicy", root_namespace: str) -> Policy:
+    base = preset(fixed.preset, root_namespace).rules if fixed.preset else ()
     return Policy(
         rules=(*rules_of(fixed.rules, "spec.serverPolicy.fixed.rules"), *base),
         omit_stages=frozenset(map(Stage, fixed.omit_stages)),

@@ -10,13 +10,17 @@ from typing import Final
 from msgspec import structs
 
 from audit_operator.policy.load import policy_of
-from audit_operator.policy.model import Level, Policy
+from audit_operator.policy.model import Level, Policy, Rule
 from audit_operator.policy.yamltext import read
 
 NAMES: Final = ("Metadata", "CIS", "WriteBodies", "AllBodies", "Minimal", "Forensic")
 """What ``spec.preset`` can be."""
 
+ROOT_NAMESPACE: Final = "audit-system"
+"""Where the files have the operator, whose own Lease is noise."""
+
 _OLDEST_SERVER: Final = (1, 28)
+_OPERATOR: Final = "system:serviceaccount:{}:audit-operator"
 
 
 def text(name: str) -> str:
@@ -27,8 +31,8 @@ def text(name: str) -> str:
 
 
 @cache
-def preset(name: str) -> Policy:
-    """The preset as a policy. Raises KeyError for a name not in NAMES.
+def preset(name: str, root_namespace: str = ROOT_NAMESPACE) -> Policy:
+    """The preset as a policy, for an operator in ``root_namespace``. Raises KeyError for a name not in NAMES.
 
     Stages and managedFields stand on every rule as well as on the policy, so that the rules mean the same after
     another policy's rules.
@@ -41,7 +45,7 @@ def preset(name: str) -> Policy:
     policy = policy_of(document, server=_OLDEST_SERVER)
     rules = (
         structs.replace(
-            rule,
+            _moved(rule, root_namespace),
             level=level,
             omit_stages=policy.omit_stages,
             omit_managed_fields=policy.omit_managed_fields,
@@ -50,3 +54,10 @@ def preset(name: str) -> Policy:
         for index, (rule, level) in enumerate(zip(policy.rules, levels, strict=True))
     )
     return structs.replace(policy, rules=tuple(rules))
+
+
+def _moved(rule: Rule, root_namespace: str) -> Rule:
+    """The rule about the operator itself, where that is; any other as it is."""
+    if rule.users != (_OPERATOR.format(ROOT_NAMESPACE),):
+        return rule
+    return structs.replace(rule, users=(_OPERATOR.format(root_namespace),), namespaces=(root_namespace,))
