@@ -33,6 +33,9 @@ _UNUSED: Final = (
     "aiohttp/.hash",
     # Of languages that nobody prints here; rich brings them.
     "pygments/lexers/[!_]*.py",
+    "pygments/lexers/_*_builtins.py",
+    # Confluent's registry: sinks send JSON.
+    "confluent_kafka/schema_registry",
     # The other implementation of what zstandard has in backend_c; CPython never takes it.
     "zstandard/_cffi*.so",
     "zstandard/backend_cffi.py",

@@ -17,7 +17,7 @@ from typing import TypeVar
 import pytest
 import yaml
 from api_double import CONSTRAINTS, KINDS, OURS, ApiDouble
-from containers import OPENSHIFTS, ROOT, USERS, Image, Json, Mount, Pod, User, inside
+from containers import IMPORT_ALL, OPENSHIFTS, ROOT, USERS, Image, Json, Mount, Pod, User, inside
 from typer.core import TyperGroup
 from typer.main import get_command
 
@@ -98,16 +98,6 @@ def test_a_container_is_what_the_tests_below_take_it_for(image: Image, user: Use
         "confined": 1,
         "writable": dict.fromkeys(paths, "Read-only file system"),
     }
-
-
-IMPORT_ALL = """
-import importlib, pkgutil, audit_operator
-found = [module.name for module in pkgutil.walk_packages(audit_operator.__path__, "audit_operator.")]
-for name in found:
-    if not name.endswith("__main__"):
-        importlib.import_module(name)
-print(len(found))
-"""
 
 
 def test_every_module_finds_what_it_imports(image: Image, tmp_path: Path) -> None:

@@ -2,8 +2,12 @@
 
 import json
 import re
-import tomllib
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -12,24 +16,56 @@ from audit_operator.render.world import Resources, World
 from audit_operator.resources.load import load_resource
 
 ROOT = Path(__file__).parents[2]
-WORKFLOWS = {path.stem: path.read_text() for path in (ROOT / ".github" / "workflows").iterdir()}
+WORKFLOWS: dict[str, Any] = {
+    path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / ".github" / "workflows").iterdir()
+}
 
 
-def test_what_the_workflows_name_exists() -> None:
-    jobs = {name: list(yaml.safe_load(text)["jobs"]) for name, text in WORKFLOWS.items()}
-    assert jobs == {"check": ["check"], "e2e": ["envtest", "kind"]}
-    makefile = (ROOT / "Makefile").read_text()
-    for text in WORKFLOWS.values():
-        for target in set(re.findall(r"make ([a-z0-9]+)", text)):
-            assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
-        for path in set(re.findall(r"(?:-f |helm install \S+ )([a-z][\w./-]+)", text)):
-            assert (ROOT / path).exists(), path
+def commands() -> Iterator[tuple[str, list[str]]]:
+    """Every command that a job runs, word by word, with the workflow's name."""
+    for name, workflow in WORKFLOWS.items():
+        for job in workflow["jobs"].values():
+            for step in job["steps"]:
+                lexer = shlex.shlex(step.get("run", "").replace("\n", " ; "), posix=True, punctuation_chars=True)
+                lexer.whitespace_split = True
+                command: list[str] = []
+                for word in [*lexer, ";"]:
+                    if not set(word) <= set(";&|"):
+                        command.append(word)
+                    elif command:
+                        yield name, command
+                        command = []
 
 
-def test_a_skipped_test_is_named_with_its_reason() -> None:
+def test_workflows_run_targets_that_make_knows() -> None:
+    targets = {
+        (name, words[at + 1]) for name, words in commands() for at, word in enumerate(words[:-1]) if word == "make"
+    }
+    assert targets >= {("check", "check"), ("check", "generate"), ("e2e", "e2e"), ("e2e", "setup")}
+    for _, target in targets:
+        done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_workflows_name_files_that_exist() -> None:
+    named = set()
+    for _, (program, *words) in commands():
+        previous = ["", *words]
+        for before, word in zip(previous, words, strict=False):
+            # What is read: a file or folder of the project. `out` and what is in it is made by the workflow itself.
+            if before in {"-f", "--filename"} or (program == "helm" and "/" in word):
+                named.add(word)
+    assert named >= {"e2e/kind/audit.yaml", "operator/Dockerfile", "charts/audit-operator"}
+    for path in named:
+        assert (ROOT / path).exists(), path
+
+
+def test_a_skipped_test_is_named_with_its_reason(tmp_path: Path) -> None:
     """Where Helm, say, cannot be had: pytest prints the reasons at the end, also when told to be quiet."""
-    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["addopts"]
-    assert "-ra" in options.split()
+    (tmp_path / "test_it.py").write_text("import pytest\ndef test_it(): pytest.skip('no helm: get it there')\n")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", ROOT / "pyproject.toml", tmp_path]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "test_it.py:2: no helm: get it there" in done.stdout
 
 
 def test_what_tests_fetch_is_pinned_by_hash_and_names_no_registry() -> None:
