@@ -83,6 +83,24 @@ def test_a_policy_file_is_linted_without_what_takes_long_to_load(tmp_path: Path)
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
 
 
+@pytest.mark.parametrize("option", ["--version", "--help"])
+def test_what_needs_no_command_loads_no_more_than_the_command_line(option: str) -> None:
+    """So it takes a tenth of a second, also where a probe or a script asks often."""
+    program = (
+        "import sys\nbefore = set(sys.modules)\nfrom audit_operator.cli import main\n"
+        f"sys.argv = ['audit-operator', {option!r}]\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        "loaded = set(sys.modules) - before\n"
+        "others = {name.split('.')[0] for name in loaded} - set(sys.stdlib_module_names)\n"
+        "assert others <= {'audit_operator', 'typer', 'annotated_doc', 'shellingham'}, others\n"
+        "ours = {name for name in loaded if name.startswith('audit_operator.')}\n"
+        "assert ours == {f'audit_operator.cli{name}' for name in ('', '.app', '.errors')}, ours\n"
+        "assert not {'asyncio', 'ssl', 'http.client', 'email.parser'} & loaded\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_colours_only_on_a_terminal_and_not_if_somebody_minds(tmp_path: Path) -> None:
     policy = write(tmp_path / "policy.yaml", POLICY + "  verbs: [POST]\n")
     for arguments in (("lint", policy), ("replay", "-f", CLUSTER, "--events", TRAFFIC)):
