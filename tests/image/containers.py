@@ -8,10 +8,10 @@ network is this machine's.
 import base64
 import contextlib
 import os
-import random
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -260,7 +260,8 @@ class Pod:
             place = self._filled("token", {key: text.encode() for key, text in service_account.items()}, 0o644)
             self.mounts["/var/run/secrets/kubernetes.io/serviceaccount"] = Mount(place)
         self.image = image
-        self.address = f"127.{random.randint(1, 254)}.{random.randint(0, 254)}.{random.randint(1, 254)}"
+        # The network is shared: instead of an address of its own, a pod has ports of its own.
+        self.ports = {each["name"]: _free_port() for each in self.container["ports"]}
 
     def _volume(self, volume: Json, objects: Mapping[tuple[str, str], Json]) -> Mount:
         name = volume["name"]
@@ -278,18 +279,12 @@ class Pod:
             source = volume.get("configMap") or volume["secret"]
             sources = [{kind: source for kind in ("configMap", "secret") if kind in volume}]
         content: dict[str, bytes] = {}
-        for each in sources:
-            (kind, of), *_ = each.items()
-            found = objects.get(("ConfigMap" if kind == "configMap" else "Secret", of.get("secretName") or of["name"]))
-            if found is None:
-                assert of.get("optional"), f"{of} does not exist"
-                continue
-            content |= {
-                key: base64.b64decode(text) for key, text in found.get("binaryData", {}).items()
-            } | {
-                key: text.encode() if kind == "configMap" else base64.b64decode(text)
-                for key, text in found.get("data", {}).items()
-            }  # fmt: skip
+        for (kind, of), *rest in (each.items() for each in sources):
+            assert not rest
+            assert "items" not in of
+            found = objects.get((f"{kind[0].upper()}{kind[1:]}", of.get("secretName") or of["name"]))
+            assert found or of.get("optional"), f"{of} does not exist"
+            content |= _content(found or {})
         return Mount(self._filled(name, content, source.get("defaultMode", 0o644)))
 
     def _filled(self, name: str, content: Mapping[str, bytes], mode: int) -> Path:
@@ -313,7 +308,13 @@ class Pod:
     def running(self, environment: Mapping[str, str]) -> Iterator["Pod"]:
         """Until the end of the block, then told to end. ``environment``: more than the pod's, as of Services."""
         given = {each["name"]: each.get("value") or _from_field(each) for each in self.container.get("env", ())}
-        arguments = [each.replace("0.0.0.0", self.address) for each in self.container["args"]]
+        listens = {
+            f"0.0.0.0:{each['containerPort']}": f"127.0.0.1:{self.ports[each['name']]}"
+            for each in self.container["ports"]
+        }
+        arguments = self.container["args"]
+        for theirs, ours in listens.items():
+            arguments = [re.sub(rf"={re.escape(theirs)}$", f"={ours}", each) for each in arguments]
         groups = [] if self._group is None else [self._group]
         command = inside(
             self.image,
@@ -332,14 +333,25 @@ class Pod:
                 process.terminate()
                 self.code = process.wait(60)
 
-    def port(self, name: str) -> int:
-        """By the name that the pod has for it."""
-        return next(each["containerPort"] for each in self.container["ports"] if each["name"] == name)
-
     def log(self) -> str:
         return (self.folder / "log").read_text()
+
+
+def _content(found: Json) -> dict[str, bytes]:
+    """What a ConfigMap or Secret holds, by file name."""
+    plain = found.get("data", {}) if found.get("kind") == "ConfigMap" else {}
+    coded = found.get("binaryData") or ({} if plain else found.get("data", {}))
+    return {key: text.encode() for key, text in plain.items()} | {
+        key: base64.b64decode(text) for key, text in coded.items()
+    }
 
 
 def _from_field(variable: Json) -> str:
     path: str = variable["valueFrom"]["fieldRef"]["fieldPath"]
     return {"metadata.name": "pod-0", "metadata.namespace": "audit-system"}[path]
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port: int = found.getsockname()[1]
+        return port
