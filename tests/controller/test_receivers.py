@@ -11,6 +11,7 @@ import pytest
 import uvloop
 
 from audit_operator.controller.cluster import ApiError
+from audit_operator.controller.election import NotLeadingError
 from audit_operator.controller.receivers import Credentials, Receivers, Target
 from audit_operator.render.objects import text_hash
 from audit_operator.render.program import Program, encode
@@ -57,12 +58,18 @@ class Operator:
 
     def __init__(self, port: int, pods: Pods, ca: str) -> None:
         self.leads = True
+        self.lease = 60.0
         self.pods = pods
         self.wakes = 0
         self._port = port
         made = issued("audit-operator", ca=ca)
         self._credentials = Credentials(authority().pem.decode(), made.certificate.decode(), made.key.decode())
-        self.receivers = Receivers(pods, "audit-system", lambda: self.leads, self._wake)  # type: ignore[arg-type]
+        self.receivers = Receivers(pods, "audit-system", self._require, self._wake)  # type: ignore[arg-type]
+
+    def _require(self) -> float:
+        if not self.leads:
+            raise NotLeadingError
+        return self.lease
 
     def _wake(self) -> None:
         self.wakes += 1

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 from audit_operator import __version__
 from audit_operator.controller import logs, metrics
-from audit_operator.controller.cluster import ApiError, Cluster, Discovered, configuration
+from audit_operator.controller.cluster import ApiError, Discovered, KubernetesCluster, configuration
 from audit_operator.controller.election import Always, Election
 from audit_operator.controller.permissions import Permission, watched
 from audit_operator.controller.reconcile import Reconciler, Settings
@@ -52,7 +52,7 @@ async def run(options: Options) -> int:
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
 
     take_signals()
-    async with Cluster(api, settings.identity) as cluster:
+    async with KubernetesCluster(api, settings.identity) as cluster:
         tasks = _Tasks(stop)
         try:
             serving = asyncio.Event()
@@ -69,6 +69,7 @@ async def run(options: Options) -> int:
                     if options.leader_election
                     else Always(reconciler.wake)
                 )
+                cluster.fence = leadership.require
                 tasks.start(reconciler.watching.watch(api, settings.identity, take_signals))
                 tasks.start(_discover(cluster, reconciler, health))
                 tasks.start(reconciler.watching.call_the_roll(cluster))
@@ -137,7 +138,7 @@ class _Tasks:
         self._stop.set()
 
 
-async def _begin(cluster: Cluster, health: Health) -> Discovered:
+async def _begin(cluster: KubernetesCluster, health: Health) -> Discovered:
     """Wait until the API server answers and lets the operator see what it must."""
     while True:
         try:
@@ -154,19 +155,19 @@ async def _begin(cluster: Cluster, health: Health) -> Discovered:
         await asyncio.sleep(_RETRY)
 
 
-async def _missing(cluster: Cluster) -> list[Permission]:
+async def _missing(cluster: KubernetesCluster) -> list[Permission]:
     """What the operator must see and may not. Raises ApiError if it cannot be found out."""
     return [each for each in watched() if not await _granted(cluster, each)]
 
 
-async def _granted(cluster: Cluster, permission: Permission) -> bool:
+async def _granted(cluster: KubernetesCluster, permission: Permission) -> bool:
     for verb in permission.verbs:
         if not await cluster.may(verb, permission.group, permission.resource):
             return False
     return True
 
 
-async def _discover(cluster: Cluster, reconciler: Reconciler, health: Health) -> None:
+async def _discover(cluster: KubernetesCluster, reconciler: Reconciler, health: Health) -> None:
     """Follow what the cluster serves, and say whether it answers."""
     while True:
         try:

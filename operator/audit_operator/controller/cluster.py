@@ -7,9 +7,10 @@ come when somebody asks for them and are kept by nobody here.
 import asyncio
 import contextlib
 import json
+import math
 import random
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import aiohttp
 from kubernetes.aio.client import ApiClient, Configuration
@@ -21,6 +22,7 @@ from kubernetes.aio.dynamic.resource import Resource
 
 from audit_operator import __version__
 from audit_operator.controller import metrics
+from audit_operator.controller.election import Fence, while_leading
 from audit_operator.policy.kinds import Kind, Kinds, Version
 from audit_operator.render.objects import Object
 from audit_operator.resources.meta import GROUP, VERSION
@@ -111,16 +113,66 @@ async def configuration(kubeconfig: str | None, context: str | None) -> Configur
     return found
 
 
-class Cluster:
-    """Calls to one API server, by the replica ``identity``. Use as an asynchronous context manager."""
+class Cluster(Protocol):
+    """What the controller asks of an API server. Each call raises ApiError; writes raise NotLeadingError, too."""
+
+    async def get(self, of: ResourceType, namespace: str, name: str) -> Object | None:
+        """The object, None if there is none."""
+        ...
+
+    async def get_metadata(self, of: ResourceType, namespace: str, name: str) -> Mapping[str, Any] | None:
+        """The object's metadata, None if there is no such object; contents are not transferred."""
+        ...
+
+    async def list_metadata(
+        self, of: ResourceType, namespace: str = "", selector: str = ""
+    ) -> tuple[list[Mapping[str, Any]], str]:
+        """The metadata of all objects, as of now, and the version that a watch can go on from."""
+        ...
+
+    def watch_metadata(
+        self, of: ResourceType, version: str, namespace: str = "", selector: str = ""
+    ) -> AsyncIterator[WatchEvent]:
+        """What happens from ``version`` on, until the API server ends the watch. Raises ApiError, 410 included."""
+        ...
+
+    async def apply(self, of: ResourceType, document: Object, *, force: bool = False, dry_run: bool = False) -> Object:
+        """Server-side apply: what it is now. Raises ApiError 409 where other managers own what differs.
+
+        ``dry_run``: what it would be; nothing is written.
+        """
+        ...
+
+    async def apply_status(self, of: ResourceType, document: Object) -> Object:
+        """Server-side apply of the status, which is ours alone."""
+        ...
+
+    async def create(self, of: ResourceType, document: Object) -> Object:
+        """A new object."""
+        ...
+
+    async def delete(self, of: ResourceType, metadata: Mapping[str, Any], *, orphan: bool = False) -> None:
+        """Delete exactly the object that was seen, as it was seen; gone already is as good.
+
+        ``orphan``: what it owns stays, with no owner; else it goes as well.
+        """
+        ...
+
+
+class KubernetesCluster:
+    """Calls to one API server, by the replica ``identity``. Use as an asynchronous context manager.
+
+    ``fence`` says whether this replica may write: it is asked before a write is sent, and before it is sent again.
+    """
 
     def __init__(self, configuration: Configuration, identity: str) -> None:
         self._configuration = configuration
         self._identity = identity
+        self.fence: Fence = lambda: math.inf
         self._tags: dict[str, tuple[str, Any]] = {}
         self._discovered: tuple[object, Discovered] | None = None
 
-    async def __aenter__(self) -> "Cluster":
+    async def __aenter__(self) -> "KubernetesCluster":
         self.client = ApiClient(self._configuration)
         # Whoever reads audit events can tell the replicas apart.
         self.client.user_agent = f"audit-operator/{__version__} ({self._identity})"
@@ -189,8 +241,11 @@ class Cluster:
                 return await response.content.readline()
         return b""
 
-    async def apply(self, of: ResourceType, document: Object, *, force: bool = False) -> Object:
-        """Server-side apply: what it is now. Raises ApiError 409 where other managers own what differs."""
+    async def apply(self, of: ResourceType, document: Object, *, force: bool = False, dry_run: bool = False) -> Object:
+        """Server-side apply: what it is now. Raises ApiError 409 where other managers own what differs.
+
+        ``dry_run``: what it would be; nothing is written.
+        """
         answer: Object = await self._call(
             "patch",
             of,
@@ -200,6 +255,7 @@ class Cluster:
             content_type="application/apply-patch+yaml",
             field_manager=FIELD_MANAGER,
             force_conflicts="true" if force else None,
+            dry_run="All" if dry_run else None,
         )
         return answer
 
@@ -223,14 +279,17 @@ class Cluster:
         answer: Object = await self._call("create", of, document["metadata"].get("namespace", ""), body=document)
         return answer
 
-    async def delete(self, of: ResourceType, metadata: Mapping[str, Any]) -> None:
-        """Delete exactly the object that was seen, as it was seen; gone already is as good."""
+    async def delete(self, of: ResourceType, metadata: Mapping[str, Any], *, orphan: bool = False) -> None:
+        """Delete exactly the object that was seen, as it was seen; gone already is as good.
+
+        ``orphan``: what it owns stays, with no owner; else it goes as well.
+        """
         preconditions = {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]}
         body = {
             "apiVersion": "v1",
             "kind": "DeleteOptions",
             "preconditions": preconditions,
-            "propagationPolicy": "Background",
+            "propagationPolicy": "Orphan" if orphan else "Background",
         }
         await self._found("delete", of, metadata["namespace"], metadata["name"], body=body)
 
@@ -258,10 +317,16 @@ class Cluster:
             self._discovered = said, Discovered(number, _kinds(groups), _served(groups))
         return self._discovered[1]
 
-    async def _patiently(self, method: str, path: str, **rest: Any) -> Any:
-        """A request; where the API server has no time for it, again when it says, as client-go does."""
+    async def _patiently(self, method: str, path: str, fence: Fence | None = None, **rest: Any) -> Any:
+        """A request; where the API server has no time for it, again when it says, as client-go does.
+
+        ``fence``, of a write: asked each time. What was turned away while this replica led may be sent again long
+        after another one took over.
+        """
         queries = rest.pop("query_params", ())
         for wait in range(_TURNED_AWAY):
+            if fence is not None:
+                fence()
             try:
                 return await self._dynamic.request(method, path, query_params=[*queries], **rest)  # it adds to the list
             except DynamicApiError as error:
@@ -270,6 +335,8 @@ class Cluster:
                     raise
                 # Not all at the same moment: others were turned away with us.
                 await asyncio.sleep(min(asked, _LONGEST_WAIT) * random.uniform(0.5, 1 + wait / 4))  # noqa: S311
+        if fence is not None:
+            fence()
         return await self._dynamic.request(method, path, query_params=[*queries], **rest)
 
     async def _raw(self, path: str, accept: str) -> Any:
@@ -322,7 +389,11 @@ class Cluster:
         counted = metrics.REQUESTS.labels(verb, f"{of.plural}/{subresource}" if subresource else of.plural)
         rest.setdefault("_request_timeout", _TIMEOUT)
         try:
-            answer = await self._patiently(method, path, serializer=_as_it_is, **rest)
+            if method == "get" or of is REVIEWS:  # a review is a question, and asked by every replica
+                answer = await self._patiently(method, path, serializer=_as_it_is, **rest)
+            else:
+                sending = self._patiently(method, path, self.fence, serializer=_as_it_is, **rest)
+                answer = await while_leading(self.fence, sending)
         except DynamicApiError as error:
             counted.inc()
             metrics.REQUEST_ERRORS.labels(verb, of.plural, str(error.status)).inc()

@@ -2,15 +2,16 @@
 
 The client neither hands the Lease over when it ends nor survives a connection that breaks, and a leader that was
 stopped for a while (SIGSTOP, a frozen machine) would go on writing before it noticed. Here it hands over, starts anew,
-and every write asks `Election.leading` first, which knows how long the Lease can still be ours.
+and every write runs inside `while_leading`, which knows how long the Lease can still be ours.
 """
 
 import asyncio
 import contextlib
 import logging
+import math
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeVar
 
 import aiohttp
 from kubernetes.aio.client import ApiClient, V1Lease, V1ObjectMeta
@@ -25,6 +26,8 @@ from audit_operator.controller.permissions import LEASE
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 LEASE_SECONDS: Final = 10
 """How long others wait for a leader that is silent; with one retry on top, who takes over does so within 14 s."""
 _RENEW_DEADLINE: Final = 7.0
@@ -35,17 +38,44 @@ class NotLeadingError(Exception):
     """A write was about to happen on a replica that may not."""
 
 
+Fence = Callable[[], float]
+"""Seconds for which this replica may still write, unless it renews its Lease meanwhile. Raises NotLeadingError."""
+
+
+async def while_leading(fence: Fence, work: Coroutine[Any, Any, T]) -> T:
+    """The result of ``work``, which writes: it is cancelled when this replica may not write any more.
+
+    So a write that is under way when the Lease cannot be renewed does not outlive it, however often it is sent again.
+    Raises NotLeadingError.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        while True:
+            left = fence()
+            done, _ = await asyncio.wait((task,), timeout=None if math.isinf(left) else left)
+            if done:
+                return task.result()
+    finally:
+        task.cancel()
+
+
 class _Lock(LeaseLock):
     """The client's lock, which remembers when it was last surely ours."""
 
     held_until = 0.0
+
+    async def get(self, name: str, namespace: str) -> Any:
+        # A request that hangs must not keep this replica out of the election for the client's five minutes.
+        async with asyncio.timeout(_RENEW_DEADLINE):
+            return await super().get(name, namespace)
 
     async def create(self, name: str, namespace: str, election_record: LeaderElectionRecord) -> bool:
         # Not the client's own: that asks for pretty=True, which its models refuse.
         since = time.monotonic()
         lease = V1Lease(metadata=V1ObjectMeta(name=name), spec=self.update_lease(election_record))
         try:
-            await self.api_instance.create_namespaced_lease(namespace, lease)
+            async with asyncio.timeout(_RENEW_DEADLINE):
+                await self.api_instance.create_namespaced_lease(namespace, lease)
         except ApiException as error:
             logger.error("cannot create Lease %s/%s: %s %s", namespace, name, error.status, error.reason)
             return False
@@ -53,7 +83,8 @@ class _Lock(LeaseLock):
 
     async def update(self, name: str, namespace: str, updated_record: LeaderElectionRecord) -> bool:
         since = time.monotonic()  # before the request: the others count from when they see it
-        return self._remember(await super().update(name, namespace, updated_record), since)
+        async with asyncio.timeout(_RENEW_DEADLINE):
+            return self._remember(await super().update(name, namespace, updated_record), since)
 
     def _remember(self, succeeded: bool, since: float) -> bool:
         if succeeded:
@@ -80,13 +111,19 @@ class Election:
         self._ended = False
 
     def leading(self) -> bool:
-        """Whether this replica may write, now: the margin is for a request that is under way."""
-        return time.monotonic() < self._lock.held_until - _RETRY and not self._ended
+        """Whether this replica may write, now."""
+        return self._left() > 0
 
-    def require(self) -> None:
-        """Raise NotLeadingError unless this replica may write."""
-        if not self.leading():
+    def require(self) -> float:
+        """Seconds for which this replica may still write, if it does not renew. Raises NotLeadingError."""
+        left = self._left()
+        if left <= 0:
             raise NotLeadingError
+        return left
+
+    def _left(self) -> float:
+        """The margin is for a request that the API server already works on when its connection is cut."""
+        return 0.0 if self._ended else self._lock.held_until - _RETRY - time.monotonic()
 
     async def run(self) -> None:
         """Take part until cancelled, then hand over."""
@@ -125,8 +162,8 @@ class Always:
     def leading(self) -> bool:
         return True
 
-    def require(self) -> None:
-        pass
+    def require(self) -> float:
+        return math.inf
 
     async def run(self) -> None:
         metrics.LEADER.set(1)

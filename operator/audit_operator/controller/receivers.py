@@ -20,6 +20,7 @@ import msgspec
 
 from audit_operator.controller import metrics
 from audit_operator.controller.cluster import ApiError, Cluster, ResourceType
+from audit_operator.controller.election import Fence, NotLeadingError, while_leading
 from audit_operator.controller.reported import LATELY, NOBODY, Answer, Reported, reported
 from audit_operator.render.objects import Object
 from audit_operator.render.program import Program
@@ -73,14 +74,15 @@ class Target(NamedTuple):
 
 
 class Receivers:
-    """Pushes and asks; ``wake`` is called when what they report calls for another word in a status."""
+    """Pushes and asks; ``wake`` is called when what they report calls for another word in a status.
 
-    def __init__(
-        self, cluster: Cluster, namespace: str, may_write: Callable[[], bool], wake: Callable[[], None]
-    ) -> None:
+    ``fence``: only a replica that leads may push.
+    """
+
+    def __init__(self, cluster: Cluster, namespace: str, fence: Fence, wake: Callable[[], None]) -> None:
         self._cluster = cluster
         self._namespace = namespace
-        self._may_write = may_write
+        self._fence = fence
         self._wake = wake
         self._target: Target | None = None
         self._earlier: dict[str, Program] = {}
@@ -148,10 +150,12 @@ class Receivers:
         """Whether this replica may push. What it wanted when it led before is forgotten: the one that led meanwhile may
         have pushed something newer, which must stay until a pass has seen everything.
         """
-        if self._may_write():
-            return True
-        self._target = None
-        return False
+        try:
+            self._fence()
+        except NotLeadingError:
+            self._target = None
+            return False
+        return True
 
     def _happened(self) -> None:
         self._progress.set()
@@ -306,10 +310,11 @@ class Receivers:
 
     async def _push(self, line: "_Line", target: Target, before: Status) -> Status:
         started = time.monotonic()
-        if not self._leads():
-            return before
         try:
-            answer = await self._request(line.address, "PUT", PROGRAM_PATH, _PUSH_TIMEOUT, target.text.encode())
+            sending = self._request(line.address, "PUT", PROGRAM_PATH, _PUSH_TIMEOUT, target.text.encode())
+            answer = await while_leading(self._fence, sending)
+        except NotLeadingError:
+            return before
         except _RefusedError as error:
             if before.program.refused != str(error):
                 logger.error("receiver %s refuses program %s: %s", line.pod, target.hash, error)

@@ -58,7 +58,7 @@ class Leadership(Protocol):
 
     def leading(self) -> bool: ...
 
-    def require(self) -> None: ...
+    def require(self) -> float: ...
 
 
 class Settings(NamedTuple):
@@ -81,7 +81,7 @@ class Reconciler:
         self.watching = Watching(self.wake)
         self.children = Children(cluster, settings.namespace, self.wake)
         self.references = References(cluster, self.wake)
-        self.receivers = Receivers(cluster, settings.namespace, self._leads, self.wake)
+        self.receivers = Receivers(cluster, settings.namespace, self._require, self.wake)
         self._recorder = Recorder(cluster, settings.identity)
         self._leadership: Leadership
         self._memory: _Memory | None = None
@@ -89,8 +89,8 @@ class Reconciler:
         self.busy_since: float | None = None
         """When the pass that runs now began, on the monotonic clock; for the liveness probe."""
 
-    def _leads(self) -> bool:
-        return self._leadership.leading()
+    def _require(self) -> float:
+        return self._leadership.require()
 
     def wake(self) -> None:
         """Something changed: a pass is due."""
