@@ -37,12 +37,21 @@ TYPES: Final = {
 }
 """Every kind of object that is ever made."""
 
+CLAIMS: Final = ResourceType("v1", "PersistentVolumeClaim", "persistentvolumeclaims")
+"""Made by Kubernetes for the StatefulSet, with its labels; they hold events, so nothing here ever deletes one."""
+
+_FOLLOWED: Final = {**TYPES, CLAIMS.kind: CLAIMS}
+
+_REPLACED: Final = frozenset({"StatefulSet"})
+"""Kinds of which a new one takes over what the old one left: its pods, which run on, and their volumes."""
+
 SELECTOR: Final = "app.kubernetes.io/managed-by=audit-operator,app.kubernetes.io/part-of=audit-operator"
 APPLIED: Final = "audit-operator.dev/applied"
 """Annotation: hash of what was applied. Without it, what is no longer wanted in an object would not be noticed."""
 
 
 _UNSERVED: Final = 10.0  # seconds between looks whether a kind is served by now
+_HOPELESS: Final = 3  # lists of a kind that failed, after which nothing waits for it any more
 
 
 class Ref(NamedTuple):
@@ -56,11 +65,15 @@ class Ref(NamedTuple):
 
 
 class Trouble(NamedTuple):
-    """An object that could not be made as wanted; ``reason`` for a condition, ``message`` for a person."""
+    """An object that could not be made as wanted; ``reason`` for a condition, ``message`` for a person.
+
+    ``under_way``: it will be, without anybody's help.
+    """
 
     ref: Ref
     reason: str
     message: str
+    under_way: bool = False
 
 
 class _Verified(NamedTuple):
@@ -78,17 +91,17 @@ class Children:
         self._live: dict[Ref, Mapping[str, Any]] = {}
         self._verified: dict[Ref, _Verified] = {}
         self._objects: dict[Ref, Object] = {}
-        self._known = {kind: asyncio.Event() for kind in TYPES}
+        self._known = {kind: asyncio.Event() for kind in _FOLLOWED}
         self._refused: dict[str, ApiError] = {}
 
     # --- what there is -----------------------------------------------------------------------------------------------
 
     async def watch(self, served: Callable[[ResourceType], bool]) -> None:
         """Follow every kind that the cluster serves, for ever."""
-        await asyncio.gather(*(self._watch(of, served) for of in TYPES.values()))
+        await asyncio.gather(*(self._watch(of, served) for of in _FOLLOWED.values()))
 
     async def _watch(self, of: ResourceType, served: Callable[[ResourceType], bool]) -> None:
-        delay = 1.0
+        delay, failures = 1.0, 0
         while True:
             if not served(of):
                 self._known[of.kind].set()
@@ -99,14 +112,16 @@ class Children:
                 if self._refused.pop(of.kind, None):
                     self._wake()
                 self._known[of.kind].set()
-                delay = 1.0
+                delay, failures = 1.0, 0
                 async for event in self._cluster.watch_metadata(of, version, self._namespace, SELECTOR):
                     if event.type != "BOOKMARK":
                         self._happened(of.kind, event.type, event.metadata)
             except ApiError as error:
                 if error.status == 410:
                     continue  # the version is too old: list anew, at once
-                if error.status == 403:
+                failures += 1
+                if error.status == 403 or (failures >= _HOPELESS and not self._known[of.kind].is_set()):
+                    # A kind that cannot be listed (a webhook that converts it, say) keeps nothing else from being made.
                     self._refused[of.kind] = error
                     self._known[of.kind].set()
                 logger.warning("%s; again in %.0f s", error, delay)
@@ -114,7 +129,7 @@ class Children:
                 delay = min(2 * delay, 30.0)
 
     async def known(self) -> None:
-        """Wait until every kind has been listed, is not served, or may not be seen."""
+        """Wait until every kind has been listed, is not served, or cannot be seen."""
         for event in self._known.values():
             await event.wait()
 
@@ -123,17 +138,24 @@ class Children:
         return self._live
 
     async def get(self, ref: Ref) -> Object | None:
-        """The whole object, None if there is none. Remembered as long as it does not change, unless it is a Secret."""
+        """The whole object, None if there is none. Remembered as long as it does not change, unless it is a Secret.
+
+        Raises ApiError, also of a kind that may not be listed: that there is none must be known.
+        """
         live = self._live.get(ref)
         known = self._objects.get(ref)
         if live and known and known["metadata"]["resourceVersion"] == live["resourceVersion"]:
             return known
-        if ref.kind in self._refused:
-            return None
-        found = await self._cluster.get(TYPES[ref.kind], self._namespace, ref.name)
+        if refused := self._refused.get(ref.kind):
+            raise refused
+        found = await self._cluster.get(_FOLLOWED[ref.kind], self._namespace, ref.name)
         if found is not None and ref.kind in _REMEMBERED:
             self._objects[ref] = found
         return found
+
+    def unseen(self, kind: str) -> ApiError | None:
+        """Why the objects of a kind are not known; None: they are."""
+        return self._refused.get(kind)
 
     async def _list(self, of: ResourceType) -> str:
         items, version = await self._cluster.list_metadata(of, self._namespace, SELECTOR)
@@ -149,10 +171,10 @@ class Children:
         ref = Ref(kind, metadata["name"])
         verified = self._verified.get(ref)
         if type_ == "DELETED":
-            self._live.pop(ref, None)
+            there = self._live.pop(ref, None)
             self._objects.pop(ref, None)
-            if verified is not None:
-                self._verified.pop(ref)
+            self._verified.pop(ref, None)
+            if there is not None:  # what was pruned is gone from here before
                 self._wake()
             return
         self._live[ref] = metadata
@@ -183,6 +205,8 @@ class Children:
                 metrics.REPAIRS.labels(ref.kind).inc()
             after = await self._apply(of, _marked(wanted, applied))
         except ApiError as error:
+            if ref.kind in _REPLACED and _immutable(error):
+                return await self._replace(of, wanted, error)
             return Trouble(ref, _reason(error), str(error))
         if live is None or after["metadata"]["resourceVersion"] != live["resourceVersion"]:
             about = {"resource": str(ref), "revision": _annotation(wanted["metadata"], REVISION) or applied}
@@ -214,11 +238,46 @@ class Children:
                 ) from None
             return await self._cluster.apply(of, document, force=True)
 
+    async def _replace(self, of: ResourceType, wanted: Object, refused: ApiError) -> Trouble:
+        """Make way for an object that the API server lets nobody change into what is wanted.
+
+        What it owns stays and runs on. When it is gone, which takes Kubernetes' garbage collector, the next pass makes
+        the new one, and that takes over what the old one left.
+        """
+        ref = Ref(of.kind, wanted["metadata"]["name"])
+        try:
+            live = await self._cluster.get_metadata(of, self._namespace, ref.name)
+            if live is not None and not made_by_us(live):
+                return Trouble(ref, _reason(refused), str(refused))
+            if live is not None and not live.get("deletionTimestamp"):
+                # Only what can be made again is deleted: quotas and webhooks have their say before, not after.
+                trial = {**wanted, "metadata": {**wanted["metadata"], "name": f"{ref.name}-{digest(wanted)[:8]}"}}
+                await self._cluster.apply(of, trial, dry_run=True)
+                await self._cluster.delete(of, live, orphan=True)
+                logger.info("cannot be changed into what is wanted: replacing it", extra={"resource": str(ref)})
+        except ApiError as error:
+            return Trouble(ref, _reason(error), f"it has to be made anew, because it cannot be changed: {error}")
+        why = "it is made anew, because what changed in it is immutable; its pods run on meanwhile, with their volumes"
+        return Trouble(ref, "Replacing", why, under_way=True)
+
+    async def grow(self, name: str, uid: str, size: str) -> None:
+        """Ask for a claim of this size. Raises ApiError with the API server's reason why not."""
+        document = {
+            "apiVersion": CLAIMS.api_version,
+            "kind": CLAIMS.kind,
+            "metadata": {"name": name, "namespace": self._namespace, "uid": uid},  # an apply would make a missing one
+            "spec": {"resources": {"requests": {"storage": size}}},
+        }
+        after = await self._cluster.apply(CLAIMS, document, force=True)
+        ref = Ref(CLAIMS.kind, name)
+        self._live[ref], self._objects[ref] = after["metadata"], after
+        logger.info("asked for %s", size, extra={"resource": str(ref)})
+
     async def prune(self, wanted: Iterable[Ref]) -> list[Trouble]:
         """Delete what is ours and not among ``wanted``."""
         keep, troubles = set(wanted), []
         for ref, metadata in list(self._live.items()):
-            if ref in keep or metadata.get("deletionTimestamp") or not made_by_us(metadata):
+            if ref in keep or ref.kind not in TYPES or metadata.get("deletionTimestamp") or not made_by_us(metadata):
                 continue
             try:
                 await self._cluster.delete(TYPES[ref.kind], metadata)
@@ -233,7 +292,7 @@ class Children:
         return troubles
 
 
-_REMEMBERED: Final = frozenset({"Service", "Deployment", "StatefulSet", "Certificate"})
+_REMEMBERED: Final = frozenset({"Service", "Deployment", "StatefulSet", "Certificate", CLAIMS.kind})
 """Kinds whose status or assigned fields are read in every pass. Never Secrets."""
 
 
@@ -281,6 +340,15 @@ def _annotation(metadata: Mapping[str, Any], name: str) -> str | None:
 
 def _owned_by_others(error: ApiError) -> bool:
     return error.status == 409 and any(cause.get("reason") == "FieldManagerConflict" for cause in error.causes)
+
+
+def _immutable(error: ApiError) -> bool:
+    """Whether nothing but immutable fields is in the way: what is invalid would not be taken anew, either.
+
+    The API server names the fields of a StatefulSet that may change, and only ``spec`` as the one that was.
+    """
+    causes = {(cause.get("reason"), cause.get("field")) for cause in error.causes}
+    return error.status == 422 and causes == {("FieldValueForbidden", "spec")}
 
 
 def _appliers(found: Object, error: ApiError) -> list[str]:

@@ -144,6 +144,7 @@ class Election:
                     await LeaderElection(config).run()
                 except (aiohttp.ClientError, TimeoutError, OSError) as error:
                     # Until a renewal succeeds `leading` ends by itself; the Lease may well be ours again.
+                    metrics.LEADER.set(0)
                     logger.warning("the election was interrupted: %s: %s", type(error).__name__, error)
                     await asyncio.sleep(1)
         finally:

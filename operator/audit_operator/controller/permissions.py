@@ -59,6 +59,8 @@ PERMISSIONS: Final[tuple[Permission, ...]] = (
     Permission("policy", "poddisruptionbudgets", _CHILD, "root namespace"),
     # Receivers' addresses, to push programs to them and to ask how they fare.
     Permission("", "pods", ("get", "list", "watch"), "root namespace"),
+    # Receivers' volumes: how large they are, and to let them grow. None is ever made or deleted.
+    Permission("", "persistentvolumeclaims", ("get", "list", "watch", "patch"), "root namespace"),
     # Who writes. The chart makes the Lease; a deleted one must not be the end of it, and `create` knows no names.
     Permission("coordination.k8s.io", "leases", ("create",), "root namespace"),
     Permission("coordination.k8s.io", "leases", ("get", "update"), "root namespace", (LEASE,)),

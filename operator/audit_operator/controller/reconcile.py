@@ -19,7 +19,7 @@ import msgspec
 from msgspec.structs import replace
 
 from audit_operator.controller import accepted, certificates, metrics, observed, statuses
-from audit_operator.controller.children import Children, Ref, Trouble, digest
+from audit_operator.controller.children import CLAIMS, Children, Ref, Trouble, digest
 from audit_operator.controller.cluster import OURS, ApiError, Cluster, Discovered, ResourceType
 from audit_operator.controller.election import NotLeadingError
 from audit_operator.controller.receivers import Credentials, Receivers, Target
@@ -32,14 +32,15 @@ from audit_operator.policy.load import load_policy
 from audit_operator.policy.model import Policy
 from audit_operator.render.apiserver import APISERVER
 from audit_operator.render.exposure import RECEIVER, exposed
-from audit_operator.render.objects import encoded, new, owned, text_hash
+from audit_operator.render.objects import Object, encoded, new, owned, text_hash
 from audit_operator.render.plan import Plan, render
 from audit_operator.render.program import HASH_KEY, references
 from audit_operator.render.report import OPERATOR_NAME
-from audit_operator.render.status import Condition, ResourceStatus, with_conditions
+from audit_operator.render.status import Condition, ResourceStatus, not_observed, with_conditions
 from audit_operator.render.tls import CLIENT_TLS, OPERATOR_TLS, RECEIVER_TLS
+from audit_operator.render.volumes import to_grow
 from audit_operator.render.workload import CREDENTIALS, PROGRAM
-from audit_operator.render.world import Identity, ReceiverAddress, Resources, World, identity_of
+from audit_operator.render.world import Identity, ReceiverAddress, Resources, Volume, World, identity_of
 from audit_operator.resources.auditbackend import AuditBackend
 from audit_operator.resources.load import Resource
 
@@ -50,6 +51,7 @@ _PATIENCE: Final = 0.5  # … but no longer than this after the first
 _RESYNC: Final = 600.0  # seconds between passes that nothing calls for
 _LAST_RETRY: Final = 60.0
 _WRITERS: Final = 16  # statuses written at the same time
+_WORKLOADS: Final = frozenset({"Deployment", "StatefulSet"})
 _CLIENT_LIFETIME: Final = timedelta(days=1)  # of the operator's own certificate
 
 
@@ -162,6 +164,8 @@ class Reconciler:
         self._leadership.require()
         await self.children.known()
         memory = self._memory = self._memory or await self._remember()
+        if self.children.unseen("ConfigMap"):
+            self._memory = None  # what earlier passes left is not known: what follows must not pass for it later
         seen = {each.identity: each for each in self.watching.resources()}
         resources = accepted.current(seen.values(), memory.last_good)
         await self.references.follow(references(resources.sinks))
@@ -185,33 +189,43 @@ class Reconciler:
             stranded = [observed.without_backend(status) for status in plan.statuses]
             return await self._write_statuses(stranded, seen)
 
-        world, renewal = await self._with_address_and_certificates(resources, backend, world)
+        volumes, unseen = await self._volumes()
+        unread: list[Trouble] = []
+        world, renewal = await self._with_address_and_certificates(
+            resources, backend, replace(world, volumes=volumes), unread
+        )
         plan = await asyncio.to_thread(render, resources, world)
-        troubles: list[Trouble] = []
-        if not plan.blocked:
+        troubles, refused = unread, dict[str, str]()
+        if not plan.blocked and not unread:
             troubles = await self._make(plan, backend, in_force, renewal, memory)
+            refused = await self._grow(backend, volumes)
         memory.last_good = in_force
         if renewal is not None:
             self._next = renewal.next_due
             about = identity_of(backend)
             for change in renewal.changes:
                 await self._recorder.record(about, seen[about].uid, News("Normal", "CertificatesRenewed", change))
-        if plan.blocked or any(trouble.ref == Ref("ConfigMap", PROGRAM) for trouble in troubles):
+        if plan.blocked or unread or any(trouble.ref == Ref("ConfigMap", PROGRAM) for trouble in troubles):
             found = self.receivers.report()
         else:
-            found = await self.receivers.bring(await self._target(plan, backend, renewal, memory))
+            found = await self.receivers.bring(await self._target(plan, backend, renewal, memory, troubles))
         state = replace(
             await self._observe(plan, backend, renewal, troubles, self._denied(resources)),
+            storage=observed.storage_ready(backend.spec, volumes, unseen, refused, self._settings.namespace),
             receivers=found.backend,
             delivering=None if plan.blocked else Conditions(found, plan.program, self.receivers.earlier()),
         )
         judged = [with_conditions(status, *state.of(status.identity)) for status in plan.statuses]
+        if unread:  # what was rendered without it is not what is there
+            judged = [replace(each, fields={}) if each.identity == state.backend else each for each in judged]
         return [*troubles, *await self._write_statuses(judged, seen)]
 
     # --- what is remembered ------------------------------------------------------------------------------------------
 
     async def _remember(self) -> "_Memory":
         """What earlier passes, of whatever replica, left in the cluster."""
+        if self.children.unseen("ConfigMap"):
+            return _Memory({}, None)
         kept = [ref for ref in self.children.live() if ref.kind == "ConfigMap" and accepted.is_shard(ref.name)]
         shards = [found for ref in kept if (found := await self.children.get(ref)) is not None]
         published = await self.children.get(Ref("ConfigMap", APISERVER))
@@ -223,16 +237,52 @@ class Reconciler:
 
     # --- what is made ------------------------------------------------------------------------------------------------
 
-    async def _address(self) -> ReceiverAddress:
+    async def _volumes(self) -> tuple[tuple[Volume, ...], str]:
+        """Receivers' volumes, and why they are not known, empty if they are."""
+        found, unseen = [], self.children.unseen(CLAIMS.kind)
+        for ref in [ref for ref in self.children.live() if ref.kind == CLAIMS.kind]:
+            try:
+                claim = await self.children.get(ref)
+            except ApiError as error:
+                unseen = error
+                continue
+            if claim is not None and (volume := observed.volume(claim)) is not None:
+                found.append(volume)
+        return tuple(sorted(found, key=lambda volume: volume.ordinal)), str(unseen or "")
+
+    async def _grow(self, backend: AuditBackend, volumes: Iterable[Volume]) -> dict[str, str]:
+        """Ask for volumes of the size that is wanted; claims that the API server lets nobody grow, with its words."""
+        refused: dict[str, str] = {}
+        storage = backend.spec.receiver.storage.persistent_volume_claim
+        for volume in to_grow(backend.spec, volumes):
+            assert storage is not None  # noqa: S101 - there is none to grow without
+            try:
+                await self.children.grow(volume.name, volume.uid, storage.size)
+            except ApiError as error:
+                refused[volume.name] = str(error)
+        return refused
+
+    async def _read(self, ref: Ref, unread: list[Trouble]) -> Object | None:
+        """The object, None if there is none, or it cannot be read: then ``unread`` grows."""
+        try:
+            return await self.children.get(ref)
+        except ApiError as error:
+            unread.append(Trouble(ref, "ReadFailed" if error.status != 403 else "Forbidden", str(error)))
+            return None
+
+    async def _address(self, unread: list[Trouble]) -> ReceiverAddress:
         """What the cluster gave the receivers' Service."""
-        return observed.address(await self.children.get(Ref("Service", RECEIVER)))
+        return observed.address(await self._read(Ref("Service", RECEIVER), unread))
 
     async def _with_address_and_certificates(
-        self, resources: Resources, backend: AuditBackend, world: World
+        self, resources: Resources, backend: AuditBackend, world: World, unread: list[Trouble]
     ) -> tuple[World, "certificates.Renewal | None"]:
-        """The world with what only the cluster can give. The Service comes first: certificates name its address."""
-        world = replace(world, receiver_address=await self._address())
-        if not backend.spec.webhook.enabled:
+        """The world with what only the cluster can give. The Service comes first: certificates name its address.
+
+        What cannot be read, ``unread`` has then; nothing may be made of such a world.
+        """
+        world = replace(world, receiver_address=await self._address(unread))
+        if not backend.spec.webhook.enabled or unread:
             return world, None
         if exposed(backend.spec.receiver, world).unknown is not None:
             plan = await asyncio.to_thread(render, resources, world)
@@ -240,10 +290,12 @@ class Reconciler:
                 if Ref(item["kind"], item["metadata"]["name"]) == Ref("Service", RECEIVER):
                     self._leadership.require()
                     await self.children.apply(item)
-                    world = replace(world, receiver_address=await self._address())
+                    world = replace(world, receiver_address=await self._address(unread))
         if backend.spec.certificates.self_signed is None:
             return world, None
-        found = {name: await self.children.get(Ref("Secret", name)) for name in certificates.SECRETS}
+        found = {name: await self._read(Ref("Secret", name), unread) for name in certificates.SECRETS}
+        if unread:
+            return world, None  # a CA that is not known to be missing is not made anew
         renewal = certificates.renewal(found, exposed(backend.spec.receiver, world).names, datetime.now(UTC))
         return replace(world, certificates=renewal.certificates), renewal
 
@@ -281,7 +333,10 @@ class Reconciler:
         if not plan.complete:
             return troubles
         self._leadership.require()
-        return troubles + await self.children.prune(keep.union(kept(self.children.live())))
+        live = self.children.live()
+        if troubles:  # what runs stays until what replaces it is there
+            keep |= {ref for ref in live if ref.kind in _WORKLOADS}
+        return troubles + await self.children.prune(keep.union(kept(live)))
 
     async def _copy_credentials(self, plan: Plan, backend: AuditBackend, memory: "_Memory") -> Trouble | None:
         """Copy what sinks refer to into the Secret that receivers read; nothing if neither side has changed since."""
@@ -307,7 +362,12 @@ class Reconciler:
         return None
 
     async def _target(
-        self, plan: Plan, backend: AuditBackend, renewal: "certificates.Renewal | None", memory: "_Memory"
+        self,
+        plan: Plan,
+        backend: AuditBackend,
+        renewal: "certificates.Renewal | None",
+        memory: "_Memory",
+        troubles: list[Trouble],
     ) -> Target | None:
         """What receivers are to run now, without waiting for their volumes; None without receivers."""
         if not backend.spec.webhook.enabled:
@@ -319,7 +379,7 @@ class Reconciler:
             hash=text_hash(plan.program_text),
             port=backend.spec.receiver.port,
             server_name=plan.exposed.server_name,
-            credentials=issued or _read(await self.children.get(Ref("Secret", OPERATOR_TLS))),
+            credentials=issued or _read(await self._read(Ref("Secret", OPERATOR_TLS), troubles)),
         )
 
     def _issued(self, renewal: "certificates.Renewal", memory: "_Memory") -> Credentials:
@@ -347,15 +407,24 @@ class Reconciler:
         issued: Condition | None = None
         if spec.webhook.enabled:
             kind = "StatefulSet" if spec.receiver.storage.persistent_volume_claim else "Deployment"
-            workload = observed.receiver_ready(await self.children.get(Ref(kind, RECEIVER)), spec.receiver.replicas)
+            unread: list[Trouble] = []
+            found = await self._read(Ref(kind, RECEIVER), unread)
+            workload = (
+                not_observed("ReceiverReady", unread[0].message)
+                if unread
+                else observed.receiver_ready(found, spec.receiver.replicas)
+            )
             if renewal is not None:
                 issued = observed.certificates_valid(renewal.ends, datetime.now(UTC))
                 for name, end in renewal.ends.items():
                     metrics.CERTIFICATE_EXPIRY.labels(name).set(end.timestamp())
-            else:
-                names = (RECEIVER_TLS, CLIENT_TLS)
-                issued = observed.certificates_issued(
-                    [(name, await self.children.get(Ref("Certificate", name))) for name in names]
+            elif spec.certificates.cert_manager is not None:
+                names, unread = (RECEIVER_TLS, CLIENT_TLS), []
+                made = [(name, await self._read(Ref("Certificate", name), unread)) for name in names]
+                issued = (
+                    not_observed("CertificatesValid", unread[0].message)
+                    if unread
+                    else observed.certificates_issued(made)
                 )
         return observed.State(
             backend=identity_of(backend),
@@ -387,7 +456,8 @@ class Reconciler:
             document = statuses.document(status, there.status, now)
             if document is None:
                 return None
-            document["metadata"]["uid"] = there.uid  # not of a namesake made meanwhile
+            # Not over what has changed since, nor of a namesake made meanwhile: then there is an event about it.
+            document["metadata"]["resourceVersion"] = there.resource_version
             async with slots:
                 self._leadership.require()
                 try:
@@ -397,7 +467,7 @@ class Reconciler:
                     logger.info("Ready is %s: %s", ready.status, ready.reason, extra=about)
                 except ApiError as error:
                     if error.status in (404, 409):
-                        return None  # deleted meanwhile, or made anew: then there is an event about it
+                        return None
                     return Trouble(Ref(status.identity.kind, status.identity.name), "StatusNotWritten", str(error))
                 if news := statuses.news(status, there.status):
                     await self._recorder.record(status.identity, there.uid, news)

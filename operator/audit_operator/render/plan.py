@@ -42,21 +42,18 @@ from audit_operator.render.status import (
 )
 from audit_operator.render.tenants import Refusal, Sinks, missing, refusals, sinks_of, tenant_program
 from audit_operator.render.tls import CERTIFICATE_KIND, tls_objects
+from audit_operator.render.volumes import journal_limit
 from audit_operator.render.workload import StoredProgram, objects, stored
 from audit_operator.render.world import Identity, Resources, World, identity_of
 from audit_operator.resources.auditbackend import AuditBackend, AuditBackendSpec
 from audit_operator.resources.auditpolicy import AuditPolicy
 from audit_operator.resources.auditsink import AuditSink
 from audit_operator.resources.load import Problem
-from audit_operator.resources.meta import quantity
 
 Item = TypeVar("Item", AuditPolicy, AuditSink)
 
 DEFAULT_CLUSTER_NAME: Final = "kubernetes"
 """The cluster's name without an AuditBackend to give one; kubeadm's own default."""
-
-_JOURNAL_SHARE: Final = 0.8
-"""Of the volume. The rest takes what is under way while API servers are already told to wait."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,7 +140,7 @@ def render(resources: Resources, world: World) -> Plan:
         sinks,
         cluster=spec.cluster_name,
         body_limit=flag_plan.body_limit or 0,
-        journal_limit=_journal_limit(spec),
+        journal_limit=journal_limit(spec, world.volumes),
         tenants=tenant_program(spec.tenants, world.root_namespace),
     )
     program_text = encode(receiver_program)
@@ -269,16 +266,6 @@ def _planned(policy: AuditPolicy, sinks: Sinks, selections: Selections, world: W
 
 def _accepted(items: Iterable[Item], refused: Mapping[Identity, Refusal]) -> list[Item]:
     return [item for item in items if identity_of(item) not in refused]
-
-
-def _journal_limit(spec: AuditBackendSpec) -> int:
-    storage = spec.receiver.storage
-    if storage.persistent_volume_claim:
-        size = storage.persistent_volume_claim.size
-    else:
-        assert storage.ephemeral is not None  # noqa: S101 - one of the two is there, says the model
-        size = storage.ephemeral.size_limit
-    return int(quantity(size) * _JOURNAL_SHARE)
 
 
 def _policy_statuses(

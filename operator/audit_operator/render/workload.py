@@ -18,6 +18,7 @@ from audit_operator.render.objects import (
 )
 from audit_operator.render.program import CLAIMS_DIRECTORY, CREDENTIALS_DIRECTORY, PROGRAM_FILE
 from audit_operator.render.tls import RECEIVER_TLS
+from audit_operator.render.volumes import VOLUME, template_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -215,7 +216,7 @@ def _deployment(receiver: "Receiver", world: "World", claims: "Iterable[str]") -
         "selector": {"matchLabels": SELECTOR},
         # One more first, then one less: with maxUnavailable a single receiver would be gone for a while.
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
-        "template": _pod(receiver, world, claims, journal={"name": "state", "emptyDir": limit}),
+        "template": _pod(receiver, world, claims, journal={"name": VOLUME, "emptyDir": limit}),
     }
     return _object("apps/v1", "Deployment", RECEIVER, world.root_namespace, spec=spec)
 
@@ -225,7 +226,7 @@ def _stateful_set(receiver: "Receiver", world: "World", claims: "Iterable[str]")
     assert claim is not None  # noqa: S101 - the caller chose by it
     claim_spec: Object = {
         "accessModes": ["ReadWriteOnce"],
-        "resources": {"requests": {"storage": claim.size}},
+        "resources": {"requests": {"storage": template_size(receiver, world.volumes)}},
         "volumeMode": "Filesystem",
     }
     if claim.storage_class_name:
@@ -239,7 +240,7 @@ def _stateful_set(receiver: "Receiver", world: "World", claims: "Iterable[str]")
         # A volume may hold events that are not delivered yet: it outlives its pod.
         "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Retain", "whenScaled": "Retain"},
         "template": _pod(receiver, world, claims),
-        "volumeClaimTemplates": [{"metadata": {"name": "state", "labels": dict(_LABELS)}, "spec": claim_spec}],
+        "volumeClaimTemplates": [{"metadata": {"name": VOLUME, "labels": dict(_LABELS)}, "spec": claim_spec}],
     }
     return _object("apps/v1", "StatefulSet", RECEIVER, world.root_namespace, spec=spec)
 
@@ -331,8 +332,9 @@ def _container(receiver: "Receiver", world: "World", claims: list[str]) -> Objec
             {"name": "https", "containerPort": receiver.port, "protocol": "TCP"},
             {"name": "metrics", "containerPort": _METRICS_PORT, "protocol": "TCP"},
         ],
-        # Opening a large journal after a crash takes its time; only then is a pod that does not answer a dead one.
-        "startupProbe": _probe("/readyz", periodSeconds=5, failureThreshold=60),
+        # Nobody listens before the journal is open, and opening a large one after a crash takes its time. Whether it
+        # takes events is for /readyz alone: to restart a receiver whose volume is full only keeps it from delivering.
+        "startupProbe": _probe("/livez", periodSeconds=5, failureThreshold=60),
         "livenessProbe": _probe("/livez", periodSeconds=10, failureThreshold=3),
         "readinessProbe": _probe("/readyz", periodSeconds=5, failureThreshold=2),
         "resources": {
@@ -349,7 +351,7 @@ def _container(receiver: "Receiver", world: "World", claims: list[str]) -> Objec
             {"name": "program", "mountPath": "/etc/audit-operator/program", "readOnly": True},
             {"name": "tls", "mountPath": "/etc/audit-operator/tls", "readOnly": True},
             {"name": "credentials", "mountPath": CREDENTIALS_DIRECTORY, "readOnly": True},
-            {"name": "state", "mountPath": _STATE},
+            {"name": VOLUME, "mountPath": _STATE},
             {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - a volume of the pod's own
             *({"name": _claim_volume(claim), "mountPath": f"{CLAIMS_DIRECTORY}/{claim}"} for claim in claims),
         ],

@@ -42,6 +42,23 @@ class ReceiverAddress(msgspec.Struct, frozen=True, kw_only=True):
     load_balancer: str | None = None
 
 
+class Volume(msgspec.Struct, frozen=True, kw_only=True):
+    """The PersistentVolumeClaim of the receiver ``ordinal``. ``requested``, ``capacity``: as quantities.
+
+    ``capacity``: what it really has; empty: it is not bound, and holds nothing. ``storage_class``: empty for none.
+    ``resizing``: what of growing is not done yet, ``failed``: why it cannot grow; in the cluster's words.
+    """
+
+    name: str
+    uid: str
+    ordinal: int
+    requested: str
+    capacity: str = ""
+    storage_class: str = ""
+    resizing: str = ""
+    failed: str = ""
+
+
 class World(msgspec.Struct, frozen=True, kw_only=True):
     """Everything outside the resources that the result depends on.
 
@@ -51,7 +68,7 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     objects and files then name Secrets and paths that somebody fills. ``served``: every (apiVersion, kind) that the
     cluster serves, None offline: it is taken to serve all. ``references``: the keys of every Secret and ConfigMap that
     sinks refer to (`program.references` says which these are); one that is not among them does not exist; None
-    offline: nobody looked.
+    offline: nobody looked. ``volumes``: receivers' volumes by number, those that none has any more among them.
     """
 
     server_version: Version = NEWEST
@@ -65,6 +82,7 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     server_policy: Policy | None = None
     served: frozenset[tuple[str, str]] | None = None
     references: Mapping[Reference, frozenset[str]] | None = None
+    volumes: tuple[Volume, ...] = ()
 
 
 class Identity(msgspec.Struct, frozen=True, order=True):
