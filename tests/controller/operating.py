@@ -225,6 +225,7 @@ async def operating(api: FakeApi, leadership: Leadership | None = None) -> Async
         cluster.fence = leadership.require
         settings = Settings(NAMESPACE, "one", "registry.example/audit-operator:test", "cluster.local")
         reconciler = Reconciler(cluster, settings, await cluster.discover())
+        reconciler.references.period = 0.2
         works = (
             reconciler.watching.watch(configuration, lambda: None),
             reconciler.watching.call_the_roll(cluster),

@@ -45,6 +45,13 @@ _FOLLOWED: Final = {**TYPES, CLAIMS.kind: CLAIMS}
 _REPLACED: Final = frozenset({"StatefulSet"})
 """Kinds of which a new one takes over what the old one left: its pods, which run on, and their volumes."""
 
+_REPLACING: Final = (
+    "Replacing",
+    "it is made anew, because what changed in it is immutable; its pods run on meanwhile, with their volumes",
+)
+_ORPHANS: Final = "orphan"
+"""Finalizer of what the garbage collector takes its dependents from before it goes."""
+
 SELECTOR: Final = "app.kubernetes.io/managed-by=audit-operator,app.kubernetes.io/part-of=audit-operator"
 APPLIED: Final = "audit-operator.dev/applied"
 """Annotation: hash of what was applied. Without it, what is no longer wanted in an object would not be noticed."""
@@ -192,6 +199,10 @@ class Children:
         live, verified = self._live.get(ref), self._verified.get(ref)
         if live and verified == (live["resourceVersion"], applied):
             return None
+        if live and live.get("deletionTimestamp"):
+            if _ORPHANS in live.get("finalizers", ()):
+                return Trouble(ref, *_REPLACING, under_way=True)
+            return Trouble(ref, "Terminating", "it is being deleted, and made anew when it is gone", under_way=True)
         if live and is_revision(wanted) and made_by_us(live):
             return None  # immutable, and of the same name: another compressor may write the same in other bytes
         try:
@@ -257,8 +268,7 @@ class Children:
                 logger.info("cannot be changed into what is wanted: replacing it", extra={"resource": str(ref)})
         except ApiError as error:
             return Trouble(ref, _reason(error), f"it has to be made anew, because it cannot be changed: {error}")
-        why = "it is made anew, because what changed in it is immutable; its pods run on meanwhile, with their volumes"
-        return Trouble(ref, "Replacing", why, under_way=True)
+        return Trouble(ref, *_REPLACING, under_way=True)
 
     async def grow(self, name: str, uid: str, size: str) -> None:
         """Ask for a claim of this size. Raises ApiError with the API server's reason why not."""

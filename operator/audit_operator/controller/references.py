@@ -35,6 +35,7 @@ class References:
         self._cluster = cluster
         self._wake = wake
         self._found: dict[Reference, _Found | None] = {}
+        self.period = _PERIOD
         self.denied: dict[Reference, str] = {}
         """Those the operator may not read, with what the API server says."""
 
@@ -56,7 +57,7 @@ class References:
         """Look at each again and again, for ever."""
         while True:
             followed = sorted(self._found)
-            pause = max(_PERIOD / (len(followed) or 1), 1 / _PER_SECOND)
+            pause = max(self.period / (len(followed) or 1), 1 / _PER_SECOND)
             for reference in followed:
                 await asyncio.sleep(pause)
                 before = self._found.get(reference), self.denied.get(reference)
@@ -65,7 +66,7 @@ class References:
                     if (self._found.get(reference), self.denied.get(reference)) != before:
                         self._wake()
             if not followed:
-                await asyncio.sleep(_PERIOD)
+                await asyncio.sleep(self.period)
 
     def version(self, references: Iterable[Reference]) -> str:
         """A short name for the state that these are in: equal as long as none of them changes."""
