@@ -168,6 +168,37 @@ def test_the_last_ten_revisions_stay(cluster: Cluster, operator: Operator) -> No
     wait_for(lambda: len(revisions()) == 10 and current in revisions(), "ten are kept", operator)
 
 
+def test_a_volume_is_asked_to_grow_and_how_it_fares_is_said(cluster: Cluster, operator: Operator) -> None:
+    """`test_volumes.py` has the rest, with controllers that make volumes."""
+    growing = {"metadata": {"name": "growing"}, "provisioner": "example.com/none", "allowVolumeExpansion": True}
+    growing |= {"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass"}
+    must(cluster.api.apply("/apis/storage.k8s.io/v1/storageclasses/growing", growing))
+    cluster.apply(*SETUP)
+    labels = wait_for(lambda: cluster.child("StatefulSet", "audit-receiver"), "StatefulSet", operator)["metadata"][
+        "labels"
+    ]
+    path = f"{CORE}/persistentvolumeclaims/state-audit-receiver-0"
+    spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "5Gi"}}}
+    claim = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "state-audit-receiver-0", "namespace": NAMESPACE, "labels": labels},
+        "spec": spec | {"storageClassName": "growing"},
+    }
+    must(cluster.api.apply(path, claim))
+    try:
+        bound = {"status": {"phase": "Bound", "capacity": {"storage": "5Gi"}, "accessModes": ["ReadWriteOnce"]}}
+        must(cluster.api.request("PATCH", f"{path}/status", bound, content="application/merge-patch+json"))
+        wait_for(lambda: cluster.reached(backend(), "StorageReady", "False", "Resizing"), "it is said", operator)
+        found = must(cluster.api.request("GET", path))
+        assert found["spec"]["resources"]["requests"]["storage"] == "10Gi"
+        assert cluster.program().journal_limit == int(0.8 * (5 << 30))
+    finally:
+        release = {"metadata": {"finalizers": None}}
+        must(cluster.api.request("PATCH", path, release, content="application/merge-patch+json"))
+        must(cluster.api.request("DELETE", path))
+
+
 # --- what it repairs -------------------------------------------------------------------------------------------------
 
 
