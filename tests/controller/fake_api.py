@@ -162,6 +162,7 @@ class FakeApi:
         self._compacted = self._version
         self._history: list[_Happened] = []
         self._changed = asyncio.Event()
+        self._broken = asyncio.Event()
         self._addresses = iter(range(10, 250))
         for name in ("default", "kube-system", "audit-system"):
             self.request("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
@@ -190,6 +191,12 @@ class FakeApi:
             return 200 if method != "POST" else 201, self.respond(Request(method, path, query, body), content, accept)
         except Refused as refused:
             return refused.status, refused.body
+
+    def break_watches(self) -> None:
+        """End every watch, as an API server does that goes away."""
+        self._broken.set()
+        self._broken = asyncio.Event()
+        self._happens()
 
     def compact(self) -> None:
         """Forget what happened until now: watches from earlier versions are answered with 410."""
@@ -471,6 +478,9 @@ class FakeApi:
 
     def _happened(self, what: _Happened) -> None:
         self._history.append(what)
+        self._happens()
+
+    def _happens(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -526,8 +536,8 @@ class FakeApi:
                 message = f"too old resource version: {asked} ({self._version})"
                 yield {"type": "ERROR", "object": Refused(410, "Expired", message).body}
                 return
-            version = int(asked)
-            while True:
+            version, broken = int(asked), self._broken
+            while not broken.is_set():
                 changed = self._changed
                 for each in [each for each in self._history if each.version > version]:
                     version = each.version
