@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from audit_operator.controller.cluster import ApiError
+from audit_operator.controller.cluster import ApiError, WatchEvent
 from audit_operator.controller.election import NotLeadingError
 from audit_operator.controller.receivers import Credentials, Receivers, Target
 from audit_operator.render.objects import text_hash
@@ -204,6 +204,65 @@ def test_a_replica_that_does_not_lead_pushes_nothing(tmp_path: Path) -> None:
         operator.leads = True
         assert (await operator.bring(program(policies=[policy("third")])))["ProgramInForce"].status == "True"
         assert (await setup.status())["program"]["hash"] != before
+
+    run(tmp_path, test)
+
+
+class Slow:
+    """The network between operator and receiver; while it is ``full``, nothing large gets through to the receiver."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self.full = False
+        self.waiting = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        onward, out = await asyncio.open_connection("127.0.0.1", self._port)
+
+        async def back() -> None:
+            while piece := await onward.read(65536):
+                writer.write(piece)
+
+        task = asyncio.create_task(back())
+        try:
+            while piece := await reader.read(65536):
+                if self.full and len(piece) > 10_000:
+                    self.waiting += 1
+                    while await reader.read(65536):  # whoever sends it waits for the answer
+                        pass
+                    return
+                out.write(piece)
+        except ConnectionError:
+            pass
+        finally:
+            task.cancel()
+            out.close()
+            writer.close()
+
+
+def test_a_push_under_way_ends_with_the_lease_and_is_in_nobodys_way(tmp_path: Path) -> None:
+    async def test(setup: Setup, operator: Operator) -> None:
+        slow = Slow(setup.receiver.ports[0])
+        server = await asyncio.start_server(slow.serve, "127.0.0.3", setup.receiver.ports[0])
+        try:
+            operator.pods.pods["a"]["status"]["podIP"] = "127.0.0.3"
+            operator.pods.events.put_nowait(WatchEvent("MODIFIED", operator.pods.pods["a"]["metadata"]))
+            await operator.bring(program(policies=[policy("first")]))
+            await eventually(lambda: operator.now()["ProgramInForce"].status == "True")
+            before = (await setup.status())["program"]["hash"]
+            slow.full, operator.lease = True, 0.2
+            many = [policy(f"policy-{number}") for number in range(500)]
+            await operator.bring(program(policies=many))  # longer than the Lease, which is renewed
+            assert slow.waiting
+            assert (await setup.status())["program"]["hash"] == before
+            operator.leads = False
+            await asyncio.sleep(0.5)
+            slow.full, operator.leads = False, True
+            wanted = program(policies=[policy("next")])
+            await operator.bring(wanted)  # a push that went on would be in its way for half a minute
+            assert (await setup.status())["program"]["hash"] == text_hash(encode(wanted))
+        finally:
+            server.close()
 
     run(tmp_path, test)
 
