@@ -215,9 +215,15 @@ class Slow:
         self._port = port
         self.full = False
         self.waiting = 0
+        self.writers: list[asyncio.StreamWriter] = []
+
+    def end(self) -> None:
+        for writer in self.writers:
+            writer.transport.abort()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         onward, out = await asyncio.open_connection("127.0.0.1", self._port)
+        self.writers += [writer, out]
 
         async def back() -> None:
             while piece := await onward.read(65536):
@@ -263,6 +269,7 @@ def test_a_push_under_way_ends_with_the_lease_and_is_in_nobodys_way(tmp_path: Pa
             assert (await setup.status())["program"]["hash"] == text_hash(encode(wanted))
         finally:
             server.close()
+            slow.end()
 
     run(tmp_path, test)
 
