@@ -150,7 +150,9 @@ class Ephemeral(Model):
 class PersistentVolumeClaim(Model):
     """A volume of its own for every receiver."""
 
-    size: Quantity = Field("10Gi", description="Size of each volume.")
+    size: Quantity = Field(
+        "10Gi", description="Size of each volume. Raise it where the StorageClass lets volumes grow; they never shrink."
+    )
     storage_class_name: Name | None = Field(None, description="StorageClass; omitted: the cluster's default.")
 
 
