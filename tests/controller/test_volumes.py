@@ -135,6 +135,18 @@ def test_where_the_class_does_not_let_volumes_grow_it_is_said_and_the_journal_st
     with_operator(test, stored("10Gi"), claim(0), claim(1), grows=False)
 
 
+def test_a_volume_that_is_large_enough_is_not_asked_to_grow() -> None:
+    """A disk that somebody made by hand is as large as it is, and cannot grow."""
+
+    async def test(operator: Operator) -> None:
+        await resized(operator, stored("20Gi"))
+        await until(lambda: operator.said(BACKEND, "StorageReady")[0] == "True")
+        assert requested(operator, 0) == "10Gi"
+        assert limit(operator) == int(0.8 * 100 * GI)
+
+    with_operator(test, stored("10Gi"), claim(0, capacity="100Gi"), claim(1, capacity="100Gi"), grows=False)
+
+
 def test_volumes_do_not_shrink_and_the_size_to_write_is_said() -> None:
     async def test(operator: Operator) -> None:
         before = (operator.child("StatefulSet", "audit-receiver") or {})["metadata"]["uid"]

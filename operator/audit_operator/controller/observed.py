@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -16,6 +16,9 @@ from audit_operator.render.volumes import left_behind, mounted, ordinal_of
 from audit_operator.render.world import Identity, ReceiverAddress, Volume
 from audit_operator.resources.auditbackend import AuditBackendSpec
 from audit_operator.resources.meta import quantity
+
+_BESIDE: Final = frozenset({"NetworkPolicy", "PodDisruptionBudget", "PrometheusRule", "ServiceMonitor"})
+"""Kinds without which policies and sinks are in force all the same; the AuditBackend's status is for these."""
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,7 +87,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
         if self.blocked:
             why = "AuditBackend default keeps everything from being made; its status says why"
             return false("Published", Refusal("BackendBlocked", why))
-        if self._stuck:
+        if any(trouble.ref.kind not in _BESIDE for trouble in self._stuck):
             why = "not all objects could be made; condition Applied of AuditBackend default says why"
             return false("Published", Refusal("NotApplied", why))
         if self.waiting:

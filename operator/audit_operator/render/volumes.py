@@ -47,12 +47,13 @@ def template_size(receiver: Receiver, volumes: Iterable[Volume]) -> str:
 
 
 def to_grow(spec: AuditBackendSpec, volumes: Iterable[Volume]) -> list[Volume]:
-    """Those that are to be as large as is written, and are not asked to be. Only a bound claim can be."""
+    """Those that are smaller than is written, and not asked to be larger. Only a bound claim can be."""
     claim = spec.receiver.storage.persistent_volume_claim
     if claim is None:
         return []
     size = quantity(claim.size)
-    return [each for each in mounted(spec, volumes) if each.capacity and quantity(each.requested) < size]
+    bound = [each for each in mounted(spec, volumes) if each.capacity]
+    return [each for each in bound if max(quantity(each.requested), quantity(each.capacity)) < size]
 
 
 def journal_limit(spec: AuditBackendSpec, volumes: Sequence[Volume]) -> int:
