@@ -282,6 +282,23 @@ def most_of_a_stateful_set_is_immutable(api: Client) -> None:
     assert {cause["field"] for cause in answer["details"]["causes"]} == {"spec", "spec.replicas"}
 
 
+def the_address_of_a_service_is_immutable(api: Client) -> None:
+    path = f"{api.folder('services')}/x"
+
+    def service(**spec: Any) -> Json:
+        ports = [{"port": 443, "protocol": "TCP"}]
+        return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "x"}, "spec": {"ports": ports} | spec}
+
+    _, made = api.apply(path, service())
+    assert made["spec"]["clusterIP"].startswith("10.0.0.")
+    status, answer = api.apply(path, service(clusterIP="10.0.0.251"))
+    assert (status, answer["reason"]) in ((422, "Invalid"), (409, "Conflict"))
+    status, answer = api.apply(path, service(clusterIP="10.0.0.251"), force=True)
+    assert (status, answer["reason"]) == (422, "Invalid")
+    causes = {(cause["reason"], cause["field"]) for cause in answer["details"]["causes"]}
+    assert causes == {("FieldValueInvalid", "spec.clusterIPs[0]")}
+
+
 def an_orphaning_deletion_waits_for_the_garbage_collector(api: Client) -> None:
     path = f"{api.folder('statefulsets', 'apps/v1')}/x"
     api.apply(path, stateful_set())
@@ -418,6 +435,7 @@ CONTRACT: Final[tuple[Callable[[Client], None], ...]] = (
     a_status_of_what_is_not_there_is_not_made,
     an_immutable_config_map_stays,
     most_of_a_stateful_set_is_immutable,
+    the_address_of_a_service_is_immutable,
     an_orphaning_deletion_waits_for_the_garbage_collector,
     a_claim_grows_where_its_class_lets_it_once_it_is_bound_and_never_shrinks,
     an_event_has_a_short_note,

@@ -202,6 +202,21 @@ def test_drift_that_happened_while_nobody_looked_is_repaired() -> None:
     asyncio.run(test())
 
 
+def test_a_service_whose_address_is_to_be_another_is_made_anew() -> None:
+    """API servers are sent to the address that is written: one that the Service has not would lose their events."""
+
+    async def test(operator: Operator) -> None:
+        await ready(operator)
+        assert (operator.child("Service", "audit-receiver") or {})["spec"]["clusterIP"] != "10.0.0.251"
+        operator.apply(backend(receiver={"exposure": {"clusterIP": {"clusterIP": "10.0.0.251"}}}))
+        await until(lambda: operator.said(BACKEND, "Applied")[0] == "True")
+        assert (operator.child("Service", "audit-receiver") or {})["spec"]["clusterIP"] == "10.0.0.251"
+        await operator.quiet()
+        assert "10.0.0.251" in str((operator.child("ConfigMap", "audit-apiserver") or {})["data"])
+
+    run(test, *SETUP)
+
+
 def test_what_another_applier_owns_is_named_and_not_fought_for_and_the_rest_goes_on() -> None:
     async def test(operator: Operator) -> None:
         await ready(operator)

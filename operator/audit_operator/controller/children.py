@@ -42,12 +42,20 @@ CLAIMS: Final = ResourceType("v1", "PersistentVolumeClaim", "persistentvolumecla
 
 _FOLLOWED: Final = {**TYPES, CLAIMS.kind: CLAIMS}
 
-_REPLACED: Final = frozenset({"StatefulSet"})
-"""Kinds of which a new one takes over what the old one left: its pods, which run on, and their volumes."""
+_IMMUTABLE: Final[Mapping[str, frozenset[tuple[str | None, str | None]]]] = {
+    # Of a StatefulSet the API server names what may change, and only `spec` as what did. The new one takes over what
+    # the old one left: its pods, which run on, and their volumes.
+    "StatefulSet": frozenset({("FieldValueForbidden", "spec")}),
+    # Somebody asked for another address, or for another kind of load balancer.
+    "Service": frozenset(
+        {("FieldValueInvalid", "spec.clusterIPs[0]"), ("FieldValueInvalid", "spec.loadBalancerClass")}
+    ),
+}
+"""Kinds that are made anew where they cannot be changed -> causes by which the API server says so."""
 
 _REPLACING: Final = (
     "Replacing",
-    "it is made anew, because what changed in it is immutable; its pods run on meanwhile, with their volumes",
+    "it is made anew, because what changed in it is immutable; pods run on meanwhile, with their volumes",
 )
 _ORPHANS: Final = "orphan"
 """Finalizer of what the garbage collector takes its dependents from before it goes."""
@@ -216,7 +224,7 @@ class Children:
                 metrics.REPAIRS.labels(ref.kind).inc()
             after = await self._apply(of, _marked(wanted, applied))
         except ApiError as error:
-            if ref.kind in _REPLACED and _immutable(error):
+            if _immutable(ref.kind, error):
                 return await self._replace(of, wanted, error)
             return Trouble(ref, _reason(error), str(error))
         if live is None or after["metadata"]["resourceVersion"] != live["resourceVersion"]:
@@ -264,7 +272,7 @@ class Children:
                 # Only what can be made again is deleted: quotas and webhooks have their say before, not after.
                 trial = {**wanted, "metadata": {**wanted["metadata"], "name": f"{ref.name}-{digest(wanted)[:8]}"}}
                 await self._cluster.apply(of, trial, dry_run=True)
-                await self._cluster.delete(of, live, orphan=True)
+                await self._cluster.delete(of, live, orphan=of.kind == "StatefulSet")
                 logger.info("cannot be changed into what is wanted: replacing it", extra={"resource": str(ref)})
         except ApiError as error:
             return Trouble(ref, _reason(error), f"it has to be made anew, because it cannot be changed: {error}")
@@ -352,13 +360,10 @@ def _owned_by_others(error: ApiError) -> bool:
     return error.status == 409 and any(cause.get("reason") == "FieldManagerConflict" for cause in error.causes)
 
 
-def _immutable(error: ApiError) -> bool:
-    """Whether nothing but immutable fields is in the way: what is invalid would not be taken anew, either.
-
-    The API server names the fields of a StatefulSet that may change, and only ``spec`` as the one that was.
-    """
+def _immutable(kind: str, error: ApiError) -> bool:
+    """Whether nothing but immutable fields is in the way: what is invalid would not be taken anew, either."""
     causes = {(cause.get("reason"), cause.get("field")) for cause in error.causes}
-    return error.status == 422 and causes == {("FieldValueForbidden", "spec")}
+    return error.status == 422 and bool(causes) and causes <= _IMMUTABLE.get(kind, frozenset())
 
 
 def _appliers(found: Object, error: ApiError) -> list[str]:
