@@ -158,6 +158,16 @@ def test_probes_and_services_point_at_ports_that_are_there() -> None:
     assert {port["port"] for rule in policy["ingress"] for port in rule["ports"]} == set(ports)
 
 
+@pytest.mark.parametrize("options", [{}, EVERYTHING])
+def test_only_readiness_depends_on_whether_a_receiver_takes_events(options: dict[str, Any]) -> None:
+    """One whose volume is full delivers; killed every few minutes, it would begin from its cursors again and again."""
+    (container,) = workload(**options)["spec"]["template"]["spec"]["containers"]
+    asked = {name: container[name]["httpGet"]["path"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
+    assert asked == {"startupProbe": "/livez", "livenessProbe": "/livez", "readinessProbe": "/readyz"}
+    startup = container["startupProbe"]
+    assert startup["periodSeconds"] * startup["failureThreshold"] >= 300  # a large journal takes its time to be opened
+
+
 def test_all_selectors_select_the_pods_and_nothing_takes_a_pod_out_of_them() -> None:
     found = made(**EVERYTHING)
     labels = workload(**EVERYTHING)["spec"]["template"]["metadata"]["labels"]
