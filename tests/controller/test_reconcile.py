@@ -187,6 +187,19 @@ def test_drift_is_repaired_and_fields_of_others_stay() -> None:
     run(test, *SETUP)
 
 
+@pytest.mark.parametrize("kind", ["ConfigMap", "StatefulSet", "NetworkPolicy"])
+def test_an_object_that_somebody_deleted_comes_back_at_once(kind: str) -> None:
+    name = "audit-apiserver" if kind == "ConfigMap" else "audit-receiver"
+
+    async def test(operator: Operator) -> None:
+        await ready(operator)
+        await asyncio.sleep(0.3)  # nothing else is under way that would call for a pass
+        assert operator.api.request("DELETE", f"{FOLDERS[kind]}/{name}")[0] == 200
+        await until(lambda: name in operator.names(kind))
+
+    run(test, *SETUP)
+
+
 def test_drift_that_happened_while_nobody_looked_is_repaired() -> None:
     async def test() -> None:
         api = FakeApi()

@@ -318,6 +318,7 @@ def test_volumes_beyond_the_replicas_are_named_with_the_way_to_empty_them() -> N
         await until(lambda: operator.said(BACKEND, "StorageReady")[0] == "True")
         operator.apply(stored("10Gi", replicas=1))
         await until(lambda: operator.said(BACKEND, "StorageReady") == ("False", "VolumesLeftBehind"))
+        await operator.quiet()
         operator.delete(claim(1), claim(2))
         await until(lambda: operator.said(BACKEND, "StorageReady")[0] == "True")
 
