@@ -254,8 +254,8 @@ def _left_behind(spec: AuditBackendSpec, volumes: Sequence[Volume], namespace: s
         *([f"spec.receiver.replicas: {most}"] if spec.receiver.replicas < most else []),
     ]
     said = (
-        f"no receiver has {names} any more, and what was acknowledged and not delivered waits there. To deliver it, "
-        f"write {', '.join(back)} until audit_receiver_backlog_events of {_pod(behind[0])}"
+        f"no receiver has {names} any more, and what was acknowledged and not delivered, if anything, waits there. To "
+        f"deliver it, write {', '.join(back)} until audit_receiver_backlog_events of {_pod(behind[0])}"
         f"{' and the others' if len(behind) > 1 else ''} is 0 for every sink, and change it back. Then, or if its "
         f"events may be lost: `kubectl -n {namespace} delete pvc {' '.join(each.name for each in behind)}`"
     )
