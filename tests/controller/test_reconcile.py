@@ -367,6 +367,35 @@ def test_one_object_that_cannot_be_read_is_named_in_every_status_and_nothing_is_
     asyncio.run(test())
 
 
+def test_keys_that_may_not_be_seen_are_not_taken_to_be_missing() -> None:
+    """A CA that is made anew in every pass lets nobody in, and is news each time."""
+
+    def renewals(world: World) -> int:
+        found = world.api.request("GET", "/apis/events.k8s.io/v1/namespaces/default/events")[1]["items"]
+        return sum(each["reason"] == "CertificatesRenewed" for each in found)
+
+    async def test() -> None:
+        api = FakeApi()
+        World(api).apply(*SETUP)
+        async with operating(api) as operator:
+            await ready(operator)
+            published = operator.child("ConfigMap", "audit-apiserver")
+            ca = operator.child("Secret", "audit-receiver-ca")
+            before = renewals(operator)
+        api.denied |= {("list", "secrets"), ("watch", "secrets")}
+        async with operating(api) as operator:
+            await until(lambda: operator.said(BACKEND, "Applied") == ("False", "Forbidden"))
+            assert 'cannot list resource "secrets"' in operator.message(BACKEND, "Applied")
+            await operator.passed()
+            assert renewals(operator) == before > 0
+            api.denied.clear()
+            await until(lambda: operator.said(BACKEND, "Applied")[0] == "True", seconds=30)
+            assert operator.child("Secret", "audit-receiver-ca") == ca
+            assert operator.child("ConfigMap", "audit-apiserver") == published
+
+    asyncio.run(test())
+
+
 def test_a_kind_that_cannot_be_listed_keeps_no_pass_from_beginning() -> None:
     async def test() -> None:
         api = FakeApi()
