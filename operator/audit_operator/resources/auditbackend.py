@@ -150,9 +150,7 @@ class Ephemeral(Model):
 class PersistentVolumeClaim(Model):
     """A volume of its own for every receiver."""
 
-    size: Quantity = Field(
-        "10Gi", description="Size of each volume. Raise it where the StorageClass lets volumes grow; they never shrink."
-    )
+    size: Quantity = Field("10Gi", description="Size of each volume.")
     storage_class_name: Name | None = Field(None, description="StorageClass; omitted: the cluster's default.")
 
 
