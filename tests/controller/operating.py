@@ -116,7 +116,7 @@ def condition(document: Json, type_: str) -> Json:
     return found if found.get("observedGeneration") == document["metadata"]["generation"] else {}
 
 
-async def until(holds: Callable[[], T], what: str = "it", seconds: float = 15) -> T:
+async def until(holds: Callable[[], T], what: str = "it", seconds: float = 30) -> T:
     """The first true result. Fails when it never comes."""
     end = time.monotonic() + seconds
     while not (found := holds()):
