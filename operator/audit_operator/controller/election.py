@@ -45,8 +45,8 @@ Fence = Callable[[], float]
 async def while_leading(fence: Fence, work: Coroutine[Any, Any, T]) -> T:
     """The result of ``work``, which writes: it is cancelled when this replica may not write any more.
 
-    So a write that is under way when the Lease cannot be renewed does not outlive it, however often it is sent again.
-    Raises NotLeadingError.
+    So a write that is under way when the Lease cannot be renewed is given up, and never sent again. What the network
+    has taken by then may still arrive: that is what the Lease's margin is for. Raises NotLeadingError.
     """
     task = asyncio.ensure_future(work)
     try:
