@@ -227,7 +227,7 @@ async def operating(api: FakeApi, leadership: Leadership | None = None) -> Async
         reconciler = Reconciler(cluster, settings, await cluster.discover())
         reconciler.references.period = 0.2
         works = (
-            reconciler.watching.watch(configuration, lambda: None),
+            reconciler.watching.watch(configuration, "one", lambda: None),
             reconciler.watching.call_the_roll(cluster),
             reconciler.children.watch(reconciler.is_served),
             reconciler.references.poll(),
