@@ -126,7 +126,7 @@ def test_a_lease_that_somebody_else_holds_is_not_taken_nor_released() -> None:
     async def test() -> None:
         api = FakeApi()
         async with serving(api) as url, replica(url, "first") as first:
-            await until(first.election.leading)
+            await until(lambda: any(each.method == "PUT" for each in api.requests), "a renewal")
             lease = api.request("GET", LEASE)[1]
             lease["spec"]["holderIdentity"] = "other"
             assert api.request("PUT", LEASE, lease)[0] == 200
