@@ -119,6 +119,7 @@ class Request(NamedTuple):
     path: str
     query: Mapping[str, str]
     body: Any
+    accept: str = ""
 
     @property
     def writes(self) -> bool:
@@ -188,7 +189,7 @@ class FakeApi:
         path, _, rest = path.partition("?")
         query |= dict(pair.split("=", 1) for pair in rest.split("&") if pair)
         try:
-            return 200 if method != "POST" else 201, self.respond(Request(method, path, query, body), content, accept)
+            return 200 if method != "POST" else 201, self.respond(Request(method, path, query, body, accept), content)
         except Refused as refused:
             return refused.status, refused.body
 
@@ -231,9 +232,9 @@ class FakeApi:
 
     # --- one request -------------------------------------------------------------------------------------------------
 
-    def respond(self, asked: Request, content: str, accept: str) -> Json:
+    def respond(self, asked: Request, content: str) -> Json:
         """The body of the answer. Raises Refused."""
-        method, path, query, body = asked
+        method, path, query, body, accept = asked
         parts = path.strip("/").split("/")
         group, version, rest = ("", parts[1], parts[2:]) if parts[0] == "api" else (parts[1], parts[2], parts[3:])
         namespace = ""
@@ -813,7 +814,8 @@ class _Served:
     async def answer(self, request: web.Request) -> web.StreamResponse:
         text = await request.text()
         body = json.loads(text) if text else None
-        asked = Request(request.method, request.path, dict(request.query), body)
+        accept = request.headers.get("Accept", "")
+        asked = Request(request.method, request.path, dict(request.query), body, accept)
         self._api.requests.append(asked)
         if self._api.gate is not None:
             await self._api.gate(asked)
@@ -822,13 +824,12 @@ class _Served:
             return web.json_response(document, status=status, headers=dict(headers))
         if (found := self._about(request)) is not None:
             return web.json_response(found)
-        accept = request.headers.get("Accept", "")
         try:
             if request.query.get("watch") == "true":
                 return await self._stream(request, accept)
             content = request.headers.get("Content-Type", "").partition(";")[0]
             created = request.method == "POST"
-            document = self._api.respond(asked, content, accept)
+            document = self._api.respond(asked, content)
         except Refused as refused:
             return web.json_response(refused.body, status=refused.status)
         return web.json_response(document, status=201 if created else 200)

@@ -156,6 +156,29 @@ def test_a_replica_that_renews_its_lease_may_take_longer_than_one() -> None:
     asyncio.run(test())
 
 
+def test_work_ends_with_the_lease() -> None:
+    async def test() -> None:
+        begun, ended = asyncio.Event(), asyncio.Event()
+        lease = Lease(0.05)
+
+        async def work() -> None:
+            begun.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+        task = asyncio.ensure_future(while_leading(lease.require, work()))
+        await begun.wait()
+        lease.left = 0
+        with pytest.raises(NotLeadingError):
+            await task
+        async with asyncio.timeout(10):
+            await ended.wait()
+
+    asyncio.run(test())
+
+
 def test_what_work_raises_while_leading_is_raised() -> None:
     async def work() -> None:
         raise ValueError("of the work")

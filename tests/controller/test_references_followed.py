@@ -96,6 +96,7 @@ def test_what_does_not_change_wakes_nobody_and_its_content_is_not_asked_for_agai
         assert asked == 2  # metadata, and once the keys
         state = followed.references.version([TOKEN])
         await until(lambda: followed.asked("siem-token") > asked + 5)
+        assert all("PartialObjectMetadata" in each.accept for each in followed.api.requests[-5:])
         assert followed.wakes == 0
         assert followed.references.version([TOKEN]) == state
         assert not any("watch" in each.query or each.path.endswith("/secrets") for each in followed.api.requests)
