@@ -180,15 +180,12 @@ def test_a_batch_that_is_written_is_not_written_again_for_what_comes_after(
     assert found.chains[0].last == 8
 
 
-def test_a_crash_at_any_step_leaves_nothing_that_looks_like_tampering(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_crash_at_any_step_leaves_nothing_that_looks_like_tampering(memory: Path) -> None:
     from test_integrity import dies
 
-    monkeypatch.setattr(os, "fsync", lambda file: None)
     left, call = numbered(1), 0
     while left:
-        archive = Archive(tmp_path / str(call) / "archive", tmp_path / str(call) / "state")
+        archive = Archive(memory / str(call) / "archive", memory / str(call) / "state")
         archive.folder.mkdir(parents=True)
         now = clock(archive)
         archive.write(*numbered(2), encrypt=encrypt, max_files=2, now=now)

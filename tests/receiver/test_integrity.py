@@ -409,8 +409,6 @@ def crash_at(call: int) -> Iterator[list[str]]:
 
         return act
 
-    # A process that dies takes nothing from the page cache with it: to sync is but a step.
-    real["fsync"] = real["fdatasync"] = lambda file: None
     with pytest.MonkeyPatch.context() as patch:
         for name in real:
             patch.setattr(os, name, failing(name))
@@ -434,14 +432,11 @@ def dies(sink: File, call: int, *batches: Batch) -> list[Batch]:
     return left
 
 
-def test_a_crash_at_any_step_leaves_nothing_that_looks_like_tampering(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "fsync", lambda file: None)
+def test_a_crash_at_any_step_leaves_nothing_that_looks_like_tampering(memory: Path) -> None:
     left = numbered(1)
     call = 0
     while left:
-        archive = Archive(tmp_path / str(call) / "archive", tmp_path / str(call) / "state")
+        archive = Archive(memory / str(call) / "archive", memory / str(call) / "state")
         archive.folder.mkdir(parents=True)
         now = clock(archive)
         archive.write(*numbered(3), max_files=2, now=now)
@@ -458,14 +453,11 @@ def test_a_crash_at_any_step_leaves_nothing_that_looks_like_tampering(
     assert call > 60
 
 
-def test_a_crash_while_a_chain_begins_leaves_nothing_that_looks_like_tampering(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_crash_while_a_chain_begins_leaves_nothing_that_looks_like_tampering(memory: Path) -> None:
     """With files of before, which are compressed already, or not yet, or half."""
-    monkeypatch.setattr(os, "fsync", lambda file: None)
     left, call = numbered(1), 0
     while left:
-        archive = Archive(tmp_path / str(call) / "archive", tmp_path / str(call) / "state")
+        archive = Archive(memory / str(call) / "archive", memory / str(call) / "state")
         archive.folder.mkdir(parents=True)
         (archive.folder / "a-2026-11-01T00-00-00.000000.log").write_bytes(batch(1).items[0].data + b"\n")
         (archive.folder / "a-2026-11-01T00-00-00.000000.log.gz.tmp").write_bytes(b"half")

@@ -6,7 +6,6 @@ import contextlib
 import gzip
 import itertools
 import json
-import os
 import random
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -179,14 +178,11 @@ def delivered(store: Memory) -> list[int]:
 
 @pytest.mark.parametrize("is_there", [False, True])
 @pytest.mark.parametrize("recut", [False, True])
-def test_a_receiver_that_dies_at_any_request_breaks_no_chain(
-    is_there: bool, recut: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_receiver_that_dies_at_any_request_breaks_no_chain(is_there: bool, recut: bool, memory: Path) -> None:
     """Whether the bucket got the object or not, and whether the next one cuts the batch as the dead one did."""
-    monkeypatch.setattr(os, "fsync", lambda file: None)  # no machine loses power here
     events = [hours(1, 2), hours(3, 4, 5), hours(6)]
     for call in itertools.count():
-        folder, store = tmp_path / str(call), Memory()
+        folder, store = memory / str(call), Memory()
         folder.mkdir()
         store.fail = (call, is_there)
 
@@ -223,12 +219,11 @@ def verified_or_nothing(store: Memory) -> Sequence[Any]:
         return []
 
 
-def test_receivers_that_die_again_and_again_break_no_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_receivers_that_die_again_and_again_break_no_chain(memory: Path) -> None:
     """With batches cut anew each time, and what was taken not always noted as taken."""
-    monkeypatch.setattr(os, "fsync", lambda file: None)  # no machine loses power here
     generator = random.Random(11)
     for round_ in range(15):
-        store, folder = Memory(), tmp_path / str(round_)
+        store, folder = Memory(), memory / str(round_)
         folder.mkdir()
         taken = 0
         while taken < 30:
@@ -258,12 +253,11 @@ async def _until_it_dies(store: Memory, folder: Path, cuts: list[int]) -> int:
     return cuts[-1]
 
 
-def test_deliveries_side_by_side_are_one_chain_whatever_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deliveries_side_by_side_are_one_chain_whatever_fails(memory: Path) -> None:
     """Batches overtake each other (concurrency above 1), some fail, some are given up half way, the process ends."""
-    monkeypatch.setattr(os, "fsync", lambda file: None)  # no machine loses power here
     generator = random.Random(3)
     for round_ in range(10):
-        store, folder = Memory(), tmp_path / str(round_)
+        store, folder = Memory(), memory / str(round_)
         folder.mkdir()
         left = [hours(*range(first, first + 3)) for first in range(1, 31, 3)]
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -11,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from audit_operator.receiver import journal as journal_module
 from audit_operator.receiver.journal import (
@@ -263,68 +260,6 @@ def test_every_flipped_bit_costs_one_block_and_is_said(tmp_path: Path, written: 
         (path.parent / "cursor").unlink()
 
 
-class PowerCut(Disk):
-    """Remembers what was written and not synced: a power cut may keep any part of it, in any order."""
-
-    def __init__(self) -> None:
-        self.unsynced: dict[int, list[tuple[int, bytes]]] = {}
-        self.paths: dict[int, str] = {}
-
-    def write(self, file: int, pieces: Sequence[bytes], offset: int) -> None:
-        self.paths[file] = str(Path(f"/proc/self/fd/{file}").readlink())
-        self.unsynced.setdefault(file, []).append((offset, b"".join(pieces)))
-        super().write(file, pieces, offset)
-
-    def sync(self, file: int) -> None:
-        super().sync(file)
-        self.unsynced.pop(file, None)
-
-    def cut(self, chance: random.Random) -> None:
-        """Of each page that was not synced: the new content, zeros, or nothing."""
-        for file, writes in self.unsynced.items():
-            path = Path(self.paths[file])
-            data = bytearray(path.read_bytes())
-            start = min(offset for offset, _ in writes)
-            end = len(data)
-            for page in range(start - start % 4096, end, 4096):
-                low, high = max(page, start), min(page + 4096, end)
-                what = chance.choice(("kept", "zeros", "torn"))
-                if what == "zeros":
-                    data[low:high] = bytes(high - low)
-                elif what == "torn":
-                    middle = chance.randint(low, high)
-                    data[middle:high] = chance.randbytes(high - middle)
-            path.write_bytes(data[: chance.choice((end, chance.randint(start, end)))])
-
-
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(0, 400), st.randoms(use_true_random=False))
-@settings(max_examples=60, deadline=None)
-def test_a_power_cut_loses_nothing_that_was_synced(
-    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], width: int, chance: random.Random
-) -> None:
-    folder = tmp_path_factory.mktemp("journal")
-    disk = PowerCut()
-    log = Log(folder / "sinks" / SINK, disk)
-    log.open()
-    acknowledged, number = [], 0
-    for size in sizes:
-        each = group(*range(number, number + size), size=width)
-        log.write([each])
-        if size == sizes[-1]:
-            break  # the power is cut between write and sync
-        log.sync([each])
-        acknowledged += names(*range(number, number + size))
-        number += size
-    disk.cut(chance)
-    after = opened(folder)
-    found, missing = everything(after)
-    read = [event.entry.audit_id for event in found]
-    assert read[: len(acknowledged)] == acknowledged
-    assert not [damage for damage in missing if damage.first <= len(acknowledged)]
-    after.close()
-    log.close()
-
-
 def test_numbers_never_start_again_although_a_power_cut_takes_the_cursor(tmp_path: Path) -> None:
     # Sinks may name what they write by them: a number that comes twice would overwrite evidence.
     synced: dict[str, bytes] = {}
@@ -352,6 +287,42 @@ def test_numbers_never_start_again_although_a_power_cut_takes_the_cursor(tmp_pat
     assert after.next_sequence == number + 1
     after.close()
     log.close()
+
+
+def test_no_number_is_given_twice_although_the_disk_loses_what_is_delivered(tmp_path: Path) -> None:
+    """And what comes next is not below what the cursor has passed."""
+    log = opened(tmp_path)
+    assert not log.append([group(1)])
+    assert not log.append([group(2, 3, 4)])
+    log.acknowledge(everything(log)[0][-1].after)
+    log.close()
+    path = segment_files(tmp_path)[0]
+    path.write_bytes(path.read_bytes()[:-10])
+    after = opened(tmp_path)
+    assert ids(after) == []
+    assert not after.append([group(5)])
+    after.close()
+    again = opened(tmp_path)
+    assert [(event.entry.audit_id, event.sequence) for event in everything(again)[0]] == [("id-5", 5)]
+    again.close()
+
+
+def test_the_last_events_are_known_although_a_segment_has_just_begun(tmp_path: Path) -> None:
+    log = opened(tmp_path)
+    log.limit = 1
+    for number in range(4):
+        assert not log.append([group(number, size=600_000)])
+    log.close()
+    path = segment_files(tmp_path)[-1]
+    path.write_bytes(b"")  # the receiver was killed when it had begun it
+    for limit, last in ((600_000, (1,)), (1 << 20, (0, 1)), (4 << 20, (0, 1))):
+        after = opened(tmp_path)
+        assert [event.entry.audit_id for event in after.recent(limit)] == names(*last)
+        after.close()
+    after = opened(tmp_path)
+    assert not after.append([group(9)])
+    assert [event.entry.audit_id for event in after.recent(1 << 10)] == names(1, 9)
+    after.close()
 
 
 def test_a_bug_while_writing_is_answered_and_does_not_stop_the_journal(tmp_path: Path) -> None:

@@ -18,7 +18,11 @@ What holds, whatever stops the process or the machine:
 * Only the last segment of a log can end in a torn block: a segment is synced before the next one begins. After that a
   new one begins.
 * After a failed write or sync nothing is written to that segment any more: the kernel may have dropped the pages and
-  forgotten the error. Blocks in it from the next segment's first number on do not count.
+  forgotten the error. What failed is cut off, and blocks in it from the next segment's first number on do not count,
+  whatever became of the cut: an empty segment stays where it is for that. Until one of both is on the disk, what was
+  answered 503 may be delivered all the same if the power fails.
+* What the start finds is on the disk, before any of it is delivered, or taken for what came again.
+* No number is given twice, not even if the disk loses what the cursor is past.
 * A block that is damaged is skipped, up to the next one that is whole; how many events are missing is counted and said.
 * Losing the cursor costs repeated deliveries, never an event.
 """
@@ -39,6 +43,7 @@ from typing import Final, NamedTuple, TypeVar
 import msgspec
 from isal.isal_zlib import crc32
 
+from audit_operator.receiver.files import PRIVATE, PRIVATE_FOLDER, make_folder, opened, settled, sync_folder
 from audit_operator.receiver.threads import OwnThread
 
 logger = logging.getLogger(__name__)
@@ -148,11 +153,7 @@ class Disk:
 
     def sync_folder(self, folder: Path) -> None:
         """So that the names in it do."""
-        file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(file)
-        finally:
-            os.close(file)
+        sync_folder(folder)
 
 
 _BUFFERS: Final = 1000  # IOV_MAX is 1024
@@ -205,6 +206,7 @@ class Log:
         self._segments: list[_Segment] = []
         self._file: int | None = None
         self._continuable = False
+        self._settled = True
         self._cursor_file: int | None = None
         self._cursor_generation = 0
         self.limit: int | None = None
@@ -224,12 +226,13 @@ class Log:
 
     def open(self) -> None:
         """Find out what is there. Raises OSError."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder, PRIVATE_FOLDER)
         for path in sorted(self._folder.glob("*.log")):
             self._segments.append(_Segment(path, int(path.stem), path.stat().st_size))
         if self._segments:
             self._recover_last()
         self._open_cursor()
+        self._disk.sync_folder(self._folder)
         self._drop_before_last()
         if self.backlog:
             self.arrived.set()
@@ -237,30 +240,40 @@ class Log:
     def _recover_last(self) -> None:
         """The last segment may end in blocks that were being written when everything stopped."""
         last = self._segments[-1]
-        end, sequence = 0, last.first
-        for found in _whole_blocks(last.path, last.size, 0):
-            if found.first > sequence:
-                self.damaged.append(Damage(sequence, found.first - sequence))
-            end, sequence = found.end, found.first + found.events
-        self.torn = last.size - end
-        last.size = end
-        self.next_sequence = sequence
-        # What follows the last whole block must never be read, not even after further crashes: a new segment begins
-        # then. Else this one goes on, so that `recent` is what it says over several starts.
-        self._continuable = not self.torn
-        if self.torn:
-            with contextlib.suppress(OSError):
-                os.truncate(last.path, end)
-        if end == 0:
-            self._segments.pop()
-            last.path.unlink()
+        file = os.open(last.path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            try:
+                settled(file)
+            except OSError:
+                # It can be delivered all the same; what comes again must be written again.
+                self._settled = False
+            end, sequence = 0, last.first
+            for found in _whole_blocks(last.path, last.size, 0):
+                if found.first > sequence:
+                    self.damaged.append(Damage(sequence, found.first - sequence))
+                end, sequence = found.end, found.first + found.events
+            self.torn = last.size - end
+            last.size = end
+            self.next_sequence = sequence
+            # What follows the last whole block must never be read, not even after further crashes: a new segment begins
+            # then. Else this one goes on, so that `recent` is what it says over several starts. One without a whole
+            # block stays: what the one before ends in may be what was given up, and this one says so.
+            self._continuable = self._settled and not self.torn
+            if self.torn:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(file, end)
+                    self._disk.sync(file)
+        finally:
+            os.close(file)
 
     def _open_cursor(self) -> None:
-        file = os.open(self._folder / "cursor", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        file, _ = opened(self._folder / "cursor", os.O_RDWR, PRIVATE)
         self._cursor_file = file
         if (size := os.fstat(file).st_size) < 2 * _SLOT:
-            # On a full disk there would be no block for it, and what is delivered could not be noted and deleted.
-            os.pwrite(file, bytes(2 * _SLOT - size), size)
+            # On a full disk there would be no block for it, and what is delivered could not be noted and deleted. If it
+            # is full already, a receiver that does not start would not make it any emptier.
+            with contextlib.suppress(OSError):
+                os.pwrite(file, bytes(2 * _SLOT - size), size)
         oldest = self._segments[0].first if self._segments else self.next_sequence
         best: tuple[int, Position] | None = None
         for slot in (0, 1):
@@ -273,9 +286,11 @@ class Log:
         if best is not None:
             self._cursor_generation = best[0]
             position = best[1]
-        if not self._segments:
-            # Numbers never start again: what is named by them elsewhere stays unambiguous.
-            self.next_sequence = max(self.next_sequence, position.sequence)
+        if position.sequence > self.next_sequence:
+            # Numbers never start again: what is named by them elsewhere stays unambiguous. Nor may any be below what is
+            # noted as delivered.
+            self.next_sequence = position.sequence
+            self._continuable = False
         position = position._replace(sequence=min(max(position.sequence, oldest), self.next_sequence))
         if not any(segment.first == position.segment for segment in self._segments):
             position = self._place_of(position.sequence)
@@ -328,15 +343,11 @@ class Log:
         self._continuable = False
         if self._file is not None:
             file, self._file = self._file, None
-            last = self._segments[-1]
             with contextlib.suppress(OSError):
-                os.ftruncate(file, last.size)
+                os.ftruncate(file, self._segments[-1].size)
+                self._disk.sync(file)  # else a power cut could bring it back
             with contextlib.suppress(OSError):
                 os.close(file)
-            if last.size == 0:
-                with self._lock, contextlib.suppress(OSError):
-                    last.path.unlink()
-                    self._segments.pop()
 
     def _segment_size(self) -> int:
         share = (self.limit or _LARGEST_SEGMENT * _SEGMENTS) // _SEGMENTS
@@ -345,20 +356,18 @@ class Log:
     def _begin_segment(self) -> None:
         """Everything in the one before is synced: `sync` comes after every `write`."""
         path = self._folder / f"{self.next_sequence:020}.log"
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        file, _ = opened(path, os.O_RDWR | os.O_TRUNC, PRIVATE)
         try:
             self._disk.sync_folder(self._folder)
         except BaseException:
             os.close(file)
-            with contextlib.suppress(OSError):
-                path.unlink()
             raise
         if self._file is not None:
             os.close(self._file)
         self._file = file
         with self._lock:
             if self._segments and self._segments[-1].first == self.next_sequence:
-                self._segments.pop()  # given up before its first block was durable
+                self._segments.pop()  # given up, or found, without a block
             self._segments.append(_Segment(path, self.next_sequence, 0))
 
     # --- reading, by the worker ---
@@ -491,23 +500,29 @@ class Log:
         )
 
     def recent(self, limit: int) -> Iterator[Stored]:
-        """The last events, at most about ``limit`` bytes of them: those that a crash may have left unanswered."""
+        """The last events, at most about ``limit`` bytes of them: those that a crash may have left unanswered. None, if
+        nobody knows whether they are on the disk.
+        """
+        if not self._settled:
+            return
         with self._lock:
-            segments = list(self._segments)
-        if segments:
-            last = segments[-1]
-            found = list(_whole_blocks(last.path, last.size, 0))
-            size = 0
-            start = len(found)
-            while start and size < limit:
-                start -= 1
-                size += found[start].end - found[start].start
-            for each in found[start:]:
-                block = _decode(each.payload)
-                begin = Position(last.first, each.start, each.first)
-                end = Position(last.first, each.end, each.first + each.events)
-                for number, entry in enumerate(block.entries, start=each.first):
-                    yield Stored(block.server, entry, number, begin, end)
+            segments = [(each.path, each.first, each.size) for each in self._segments]
+        size, successor = 0, self.next_sequence
+        chosen: list[tuple[int, _Found]] = []
+        for path, first, length in reversed(segments):
+            if size >= limit:
+                break
+            blocks = [found for found in _whole_blocks(path, length, 0) if found.first < successor]
+            successor = first
+            while blocks and size < limit:
+                chosen.append((first, blocks.pop()))
+                size += chosen[-1][1].end - chosen[-1][1].start
+        for first, each in reversed(chosen):
+            block = _decode(each.payload)
+            begin = Position(first, each.start, each.first)
+            end = Position(first, each.end, each.first + each.events)
+            for number, entry in enumerate(block.entries, start=each.first):
+                yield Stored(block.server, entry, number, begin, end)
 
     def close(self) -> None:
         """Sync the cursor and close the files."""
@@ -603,8 +618,8 @@ class Journal:
         self._committer = asyncio.create_task(self._commit_forever(), name="journal")
 
     def _open(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock_file = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        make_folder(self._folder, PRIVATE_FOLDER)
+        self._lock_file, _ = opened(self._folder / "lock", os.O_RDWR, PRIVATE)
         try:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -615,9 +630,6 @@ class Journal:
     def _open_log(self, name: str) -> Log:
         log = Log(self._folder / "sinks" / name, self._disk)
         log.open()
-        self._disk.sync_folder(self._folder / "sinks" / name.partition("/")[0])
-        self._disk.sync_folder(self._folder / "sinks")
-        self._disk.sync_folder(self._folder)
         self.logs[name] = log
         return log
 
@@ -665,7 +677,7 @@ class Journal:
     def _probe(self) -> None:
         path = self._folder / "probe"
         try:
-            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            file, _ = opened(path, os.O_RDWR | os.O_TRUNC, PRIVATE)
             try:
                 self._disk.write(file, [bytes(1 << 20)], 0)
                 self._disk.sync(file)

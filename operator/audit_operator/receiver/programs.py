@@ -8,7 +8,6 @@ of these is late; one that shows something else was changed by somebody else, an
 import asyncio
 import contextlib
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,6 +15,7 @@ from typing import Final
 import msgspec
 
 from audit_operator.policy.redact import RedactionError
+from audit_operator.receiver.files import PRIVATE, replace
 from audit_operator.receiver.reach import Reach
 from audit_operator.receiver.running import Running
 from audit_operator.render.objects import text_hash
@@ -144,26 +144,12 @@ class Programs:
         pushed comes last: if the text were not there yet, nothing would ever put it in force.
         """
         self._remember(before)
-        _write(self._pushed, text)
+        replace(self._pushed, text, PRIVATE)
         self._remember([self.state.hash])
 
     def _remember(self, hashes: list[str]) -> None:
         history = [each for each in self._hashes() if each not in hashes] + [each for each in hashes if each]
-        _write(self._history, "\n".join(history[-_REMEMBERED:]).encode())
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        replace(self._history, "\n".join(history[-_REMEMBERED:]).encode(), PRIVATE)
 
 
 def _hash(text: bytes) -> str:

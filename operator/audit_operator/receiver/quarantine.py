@@ -22,6 +22,7 @@ from msgspec import Raw
 
 from audit_operator.policy.events import EventError, fields
 from audit_operator.policy.redact import UNREDACTABLE
+from audit_operator.receiver.files import PRIVATE, PRIVATE_FOLDER, Target, make_folder, opened, replace, sync_folder
 from audit_operator.receiver.threads import OwnThread
 
 _T = TypeVar("_T")
@@ -112,17 +113,19 @@ def _read(path: Path) -> Iterator[Held]:
 
 def _append(path: Path, lines: bytes) -> None:
     """All of it, synced, or OSError."""
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    file, _ = opened(path, os.O_WRONLY | os.O_APPEND, PRIVATE)
     try:
         before = os.fstat(file).st_size
         try:
-            written = 0
-            while written < len(lines):
-                written += os.write(file, memoryview(lines)[written:])
+            # On a line of its own, whatever the one before ends in: a crash may have cut it off, and after a sync that
+            # failed its end need not be on the disk even if it seems so.
+            Target(file).write(b"\n" + lines if before else lines)
             os.fsync(file)
+            sync_folder(path.parent)  # each time: whoever made it may have been killed before
         except OSError:
             with contextlib.suppress(OSError):
                 os.ftruncate(file, before)
+                os.fsync(file)
             raise
     finally:
         os.close(file)
@@ -151,9 +154,9 @@ class Quarantine:
         """
         lines = _lines(entries)
         path = self.path(of)
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(path.parent, PRIVATE_FOLDER)
         with self._locked():
-            if self.size(of) + len(lines) > largest:
+            if self.size(of) + 1 + len(lines) > largest:
                 raise FullError(f"the quarantine of {of} is full: look at it with `audit-operator quarantine list`")
             _append(path, lines)
 
@@ -201,10 +204,7 @@ class Quarantine:
             if taken:
                 # First the copy: what ends this in between makes an event come twice, not never.
                 _append(self.path(of).with_suffix(_ASKED), _lines(taken))
-                temporary = self.path(of).with_suffix(".tmp")
-                temporary.unlink(missing_ok=True)
-                _append(temporary, _lines(left))
-                temporary.replace(self.path(of))
+                replace(self.path(of), _lines(left), PRIVATE)
                 if not left:
                     self.path(of).unlink()
         return len(taken)
@@ -228,8 +228,8 @@ class Quarantine:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        file = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        make_folder(self._folder, PRIVATE_FOLDER)
+        file, _ = opened(self._folder / ".lock", os.O_RDWR, PRIVATE)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield

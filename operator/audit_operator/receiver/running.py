@@ -5,10 +5,8 @@ Workers of sinks that did not change never notice.
 """
 
 import asyncio
-import contextlib
 import logging
 import os
-import stat
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -19,6 +17,7 @@ from typing import Final
 from audit_operator.policy.events import decode
 from audit_operator.receiver.deciding import Deciding
 from audit_operator.receiver.delivery import IN_FLIGHT, Kept, Worker
+from audit_operator.receiver.files import Account
 from audit_operator.receiver.journal import Entry, blocks
 from audit_operator.receiver.quarantine import LARGEST
 from audit_operator.receiver.rates import Rates
@@ -48,16 +47,6 @@ def platform_sinks(program: Program) -> frozenset[str]:
     return frozenset(fed.intersection(divided(program)[0]))
 
 
-def _bytes_below(folder: Path) -> int:
-    """Of files, which may go while they are counted."""
-    size = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            found = path.stat()
-            size += found.st_size if stat.S_ISREG(found.st_mode) else 0
-    return size
-
-
 class Running:
     """See the module. ``deciding`` is what POSTs use; None until there is a program."""
 
@@ -68,7 +57,8 @@ class Running:
         self._kept = kept
         self.journal = kept.journal
         self.quarantine = kept.quarantine
-        self._surroundings = surroundings
+        self._account = surroundings.account or Account(surroundings.files)
+        self._surroundings = replace(surroundings, account=self._account)
         self._volume = volume
         self._platform: frozenset[str] = frozenset()
         self._tenants: frozenset[str] = frozenset()
@@ -86,7 +76,6 @@ class Running:
         """
         self._refusal = ""
         self._full_volume = False
-        self._files = 0
 
     # --- swapping ---
 
@@ -195,7 +184,8 @@ class Running:
 
     async def make_room(self) -> None:
         """Above the high-water mark the events of sinks that are gone go first."""
-        self._files = await self.journal.reading(partial(_bytes_below, self._surroundings.files))
+        if self._account.due(full=bool(self.refusal)):
+            await self.journal.reading(self._account.count)
         self._measured = 0.0
         if self.refusal and not self._kept.journal.failure:
             for name, events in list(self.orphans.items()):
@@ -278,7 +268,7 @@ class Running:
                 for name, limit in limits.items()
                 if name.partition("/")[0] not in self._shares.namespaces and sizes.get(name, 0) >= limit // 2
             )
-        total = sum(sizes.values()) + self._files
+        total = sum(sizes.values()) + self._account.bytes
         platform = self._platform & journal.logs.keys()
         volume = os.statvfs(self._volume)
         self._full_volume = volume.f_bavail * volume.f_frsize < _FREE

@@ -18,6 +18,7 @@ from typing import Final, Protocol, TypeVar
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from audit_operator.receiver.files import TEMPORARY
 from audit_operator.receiver.integrity import (
     DIGEST,
     HEAD,
@@ -33,7 +34,6 @@ from audit_operator.receiver.integrity import (
     document,
     measure,
 )
-from audit_operator.receiver.sinks.chain import TEMPORARY
 from audit_operator.receiver.sinks.file import begun_path, closed_pattern
 
 _T = TypeVar("_T")
@@ -168,6 +168,7 @@ class _Chain:
     head_path: str = ""
     newest: _Row | None = None
     oldest: str = ""
+    ahead: frozenset[tuple[str, str]] = frozenset()
 
 
 @dataclass(slots=True)
@@ -367,6 +368,11 @@ class Verification:
                 (each.head.oldest for each in self._chains.values() if each.head and (each.base, each.prefix) == place),
                 default="",
             )
+            chain.ahead = frozenset(
+                (each.head.ahead[0], each.head.ahead[1])
+                for each in self._chains.values()
+                if each.head and len(each.head.ahead) == 2 and (each.base, each.prefix) == place
+            )
 
     def _of_newest(self, chain: _Chain) -> tuple[str, int | None]:
         """What the head would tell."""
@@ -499,7 +505,7 @@ class Verification:
 
     def _expired(self, chain: _Chain, file: str, time: str) -> bool:
         """Whether retention may have removed it: the sink's, which the head tells, or the bucket's."""
-        if file < chain.oldest:
+        if file < chain.oldest or any(first < file < last for first, last in chain.ahead):
             return True
         return chain.report.retention is not None and _age(time, self.now) >= chain.report.retention
 
@@ -514,6 +520,8 @@ class Verification:
                 head = _decoded(document(self._read(other.head_path) or b"", self.keys), Head)
                 if head.name == other.head.name:
                     chain.oldest = max(chain.oldest, head.oldest)
+                    if len(head.ahead) == 2:
+                        chain.ahead |= {(head.ahead[0], head.ahead[1])}
         return self._expired(chain, file, time)
 
     # --- what is chained ---
@@ -613,7 +621,8 @@ class Verification:
         for chain in self._chains.values():
             if not path.startswith(chain.base):
                 continue
-            if plain != path and (self._pending(chain, plain) or _kind(plain) != "file"):
+            mine = self._pending(chain, plain) or plain == f"{chain.base}{chain.prefix}" or _kind(plain) != "file"
+            if plain != path and mine:
                 return Finding(Kind.UNFINISHED, path, "was left by a crash, and is overwritten", chain.report.id)
             if self._pending(chain, path):
                 if not self._is_there(path):

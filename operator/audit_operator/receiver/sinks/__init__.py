@@ -29,7 +29,7 @@ import hashlib
 import importlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, TypeVar, cast
@@ -37,6 +37,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeVar, cast
 import msgspec
 
 from audit_operator.policy.events import Event, decode
+from audit_operator.receiver.files import Account
 from audit_operator.receiver.reach import ANYWHERE, Reach
 from audit_operator.render.program import SinkProgram, belongs
 
@@ -218,7 +219,8 @@ class Surroundings:
     ``receiver``: the receiver's own name, the same after a restart. ``files``: the folder for file sinks on the
     receiver's volume. ``claims``: the folder with claims mounted by name. ``state``: where sinks remember what must
     outlive the process; nothing in it is an event. ``reach``: no connection is made to an address outside of it,
-    whatever name led there. ``platform``: addresses (CIDRs) that are never in a tenant's.
+    whatever name led there. ``platform``: addresses (CIDRs) that are never in a tenant's. ``account``: of what is below
+    ``files``.
     """
 
     cluster: str
@@ -228,6 +230,7 @@ class Surroundings:
     state: Path
     reach: Reach = ANYWHERE
     platform: tuple[str, ...] = ()
+    account: Account | None = field(default=None, compare=False)
 
     @property
     def tenant(self) -> bool:

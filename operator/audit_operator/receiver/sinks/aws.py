@@ -101,7 +101,7 @@ class Signer:
         kept = self._assumed
         # Those of the environment change by themselves, and what they assumed stays good.
         changed = kept is not None and self._auth.access_key_id is not None and kept.by != own.key_id
-        if kept is None or changed or time.time() > kept.until - _EARLY:
+        if kept is None or changed or time.monotonic() > kept.until - _EARLY:
             kept = self._assumed = await self._assume(role, own)
         return kept.keys
 
@@ -128,7 +128,7 @@ class Signer:
         keys = [_element(text, name) for name in ("AccessKeyId", "SecretAccessKey", "SessionToken")]
         if not all(keys):
             raise MisconfiguredError("the role cannot be assumed: the answer is not that of STS")
-        return _Assumed(own.key_id, _Keys(*keys), time.time() + _ROLE_SECONDS)
+        return _Assumed(own.key_id, _Keys(*keys), time.monotonic() + _ROLE_SECONDS)
 
 
 def domain(region: str) -> str:

@@ -6,7 +6,6 @@ repeated, after failures and crashes, it is the same. No sequence number is used
 
 import hashlib
 import logging
-import os
 import secrets
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -18,6 +17,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec import structs
 
+from audit_operator.receiver.files import PRIVATE, PRIVATE_FOLDER, make_folder, replace
 from audit_operator.receiver.integrity import (
     HEAD,
     Head,
@@ -33,7 +33,6 @@ from audit_operator.receiver.sinks import SecretFile, Settings, UnauthorizedErro
 
 logger = logging.getLogger(__name__)
 
-TEMPORARY: Final = ".tmp"
 _RECENT: Final = 512
 """Files whose deliveries may come again after a crash; those of one batch, as a rule one."""
 
@@ -76,7 +75,8 @@ class Signed(msgspec.Struct, frozen=True):
 
 class _State(msgspec.Struct, frozen=True):
     """``pending``: files that are there, or may be, and have no digest yet. ``recent``: those that got theirs last.
-    ``kept``: what retention counts, the oldest first; ``oldest``: names that sort before it are let go.
+    ``kept``: what retention counts, in the order in which it came; ``oldest``: names that sort before it are let go.
+    ``ahead``: names between these are, too; see `Chain.let_go`.
     ``first_sequence``: of the events that the last digest is about.
     """
 
@@ -88,6 +88,7 @@ class _State(msgspec.Struct, frozen=True):
     recent: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     oldest: str = ""
+    ahead: tuple[str, ...] = ()
     first_sequence: int = 0
 
 
@@ -116,9 +117,7 @@ class Chain:
             logger.error("%s: what is known of its chain of digests is damaged; a new one begins", self.names.sink)
         else:
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for folder in self._path.parents[1:4]:  # state_path makes so many
-            sync_folder(folder)
+        make_folder(self._path.parent, PRIVATE_FOLDER)
         found = look()
         start: Literal["New", "Anew"] = "Anew" if found.anything else "New"
         self._keep(_State(secrets.token_hex(16), start, pending=tuple(found.pending), kept=tuple(found.kept)))
@@ -174,16 +173,34 @@ class Chain:
         """What sorts before it may go, or is gone."""
         return self._now_state.oldest
 
+    @property
+    def ahead(self) -> tuple[str, ...]:
+        """Names between these two may go or are gone, too; empty: there are none."""
+        return self._now_state.ahead
+
     def keep(self, names: Collection[str]) -> None:
         """They are ours, and in this order. What others put into the folder makes nothing of ours go."""
         if new := tuple(name for name in names if name not in self._now_state.kept):
             self._change(kept=(*self._now_state.kept, *new))
 
-    def let_go(self, stay: int) -> None:
-        """All but so many of the newest."""
-        kept = self._now_state.kept
-        if len(kept) > stay:
-            self._change(kept=kept[-stay:], oldest=kept[-stay])
+    def let_go(self, stay: int, horizon: str = "") -> None:
+        """All but so many of the newest. ``horizon``: what sorts after it has its name from a clock that was ahead. It
+        stays until that time has come, and does not count: nobody knows where it belongs. Empty: nothing does.
+        """
+        state = self._now_state
+        counted = sorted(name for name in state.kept if not horizon or name <= horizon)
+        gone = counted[:-stay]
+        oldest, ahead = state.oldest, state.ahead
+        if horizon and oldest > horizon:
+            # Files were let go while the clock was ahead. Those that come now sort before them, and are not.
+            if not counted:
+                return
+            ahead = (min(horizon, *ahead[:1]), max(oldest, *ahead[1:])) if ahead else (horizon, oldest)
+            oldest = counted[0]
+        if gone:
+            oldest = counted[-stay]
+        if gone or (oldest, ahead) != (state.oldest, state.ahead):
+            self._change(kept=tuple(name for name in state.kept if name not in gone), oldest=oldest, ahead=ahead)
 
     def sign(
         self, manifest: Manifest, digest: str, file: str, *, announced: str = "", unfinished: Collection[str] = ()
@@ -251,6 +268,7 @@ class Chain:
             last=state.last,
             writing=writing,
             oldest=state.oldest,
+            ahead=state.ahead,
             pending=state.pending,
             retention_days=self._settings.retention_days,
             public_key=fingerprint(key.public_key()),
@@ -270,7 +288,7 @@ class Chain:
         self._keep(structs.replace(self._now_state, **changes))
 
     def _keep(self, state: _State) -> None:
-        replace(self._path, msgspec.json.encode(state))
+        replace(self._path, msgspec.json.encode(state), PRIVATE)
         self._state = state
 
     def _key(self) -> Ed25519PrivateKey:
@@ -295,23 +313,3 @@ def state_path(state: Path, sink: str, place: Mapping[str, str]) -> Path:
     """
     identity = _sha256(msgspec.json.encode(place, order="sorted"))[:16]
     return state / sink / f"{identity}.json"
-
-
-def replace(path: Path, data: bytes) -> None:
-    """The data as this file, whole or not at all, on the disk. Raises OSError."""
-    temporary = path.with_name(f"{path.name}{TEMPORARY}")
-    with temporary.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """So that names survive a power cut as their files do."""
-    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

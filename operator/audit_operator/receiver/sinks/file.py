@@ -5,11 +5,15 @@ The file being written has the name from the settings. A closed one is named lik
 
 With `encryption` nothing plain touches the disk. An age file cannot be appended to, so each batch is one, closed at
 once; those that would have been one file have its time in common and a number: ``audit-2026-…-000001.log.gz.age``.
+
+Names tell when files were begun, and which is older. A clock that was wrong by more than an hour leaves names that lie
+ahead: their files stay until that time comes, and nothing else waits for it.
 """
 
 import contextlib
 import dataclasses
 import fcntl
+import logging
 import os
 import re
 import time
@@ -21,6 +25,18 @@ from pathlib import Path, PurePath
 from typing import Any, Final, TypeVar
 
 from audit_operator.receiver.compression import SUFFIX, Compression, compress, compressed_copy
+from audit_operator.receiver.files import (
+    ARCHIVE,
+    ARCHIVE_FOLDER,
+    TEMPORARY,
+    Account,
+    make_folder,
+    opened,
+    replace,
+    settled,
+    sync_folder,
+    writing,
+)
 from audit_operator.receiver.integrity import DIGEST, HEAD, LINES, Blocks, Manifest, Measured, measure
 from audit_operator.receiver.sinks import (
     TAKEN,
@@ -35,19 +51,12 @@ from audit_operator.receiver.sinks import (
     filled,
     settings,
 )
-from audit_operator.receiver.sinks.chain import (
-    TEMPORARY,
-    Chain,
-    Found,
-    Integrity,
-    Names,
-    replace,
-    state_path,
-    sync_folder,
-)
+from audit_operator.receiver.sinks.chain import Chain, Found, Integrity, Names, state_path
 from audit_operator.receiver.threads import OwnThread
 from audit_operator.render.program import SinkProgram
 from audit_operator.resources.meta import quantity, seconds
+
+logger = logging.getLogger(__name__)
 
 
 class _Rotation(Settings, frozen=True):
@@ -100,7 +109,7 @@ def make(program: SinkProgram, surroundings: Surroundings) -> "File":
     if given.integrity is not None:
         state = state_path(surroundings.state, name, {"claim": given.claim_name or "", "path": str(path)})
         chain = Chain(state, Names(surroundings.cluster, name, surroundings.receiver), given.integrity)
-    return File(path, rules, chain=chain, encrypt=_encrypting(name, given.encryption))
+    return File(path, rules, chain=chain, encrypt=_encrypting(name, given.encryption), account=surroundings.account)
 
 
 def _encrypting(name: str, given: _Encryption | None) -> Encrypt | None:
@@ -121,7 +130,9 @@ def _encrypting(name: str, given: _Encryption | None) -> Encrypt | None:
 
 
 class File:
-    """A file, and its closed predecessors. ``now``: seconds since the epoch."""
+    """A file, and its closed predecessors. ``now``: seconds since the epoch. ``account``: is told of all that is
+    written and removed.
+    """
 
     def __init__(
         self,
@@ -131,8 +142,10 @@ class File:
         *,
         chain: Chain | None = None,
         encrypt: Encrypt | None = None,
+        account: Account | None = None,
     ) -> None:
-        closed = _Closed(path, rules, chain, encrypted=encrypt is not None)
+        kept = _Files(path, account)
+        closed = _Closed(kept, rules, chain, now, encrypted=encrypt is not None)
         self._log = _Log(closed, now) if encrypt is None else _EncryptedLog(closed, encrypt, now)
         self._thread = OwnThread(f"file {path.name}")
 
@@ -187,23 +200,75 @@ def closed_pattern(name: str) -> re.Pattern[str]:
 _MOMENT: Final = "%Y-%m-%dT%H-%M-%S.%f"
 
 
+_WRONG: Final = timedelta(hours=1)
+"""By more than that a clock was wrong. By less it may have been set back a little: names go on after the newest one."""
+_FIRST: Final = datetime(2026, 1, 1, tzinfo=UTC)
+"""No clock that is right is before that: machines start with such a time until they have asked for it."""
+
+
+class _Files:
+    """What a sink does to the files beside its own one, ``path``. Blocking; raises OSError."""
+
+    def __init__(self, path: Path, account: Account | None) -> None:
+        self.path = path
+        self._account = account
+
+    def names(self) -> list[str]:
+        """What may be ours, in no order: a thousand sinks may have their files in one folder."""
+        stem = self.path.stem
+        return [name for name in os.listdir(self.path.parent) if name.startswith(stem)]  # noqa: PTH208 - ten times faster
+
+    def replace(self, name: str, data: bytes) -> None:
+        """This file has these contents from now on, on the disk."""
+        path = self.path.with_name(name)
+        before = _size(path)
+        replace(path, data, ARCHIVE)
+        self.grew(len(data) - before)
+
+    def remove(self, name: str) -> None:
+        """If it is there."""
+        path = self.path.with_name(name)
+        size = _size(path)
+        path.unlink(missing_ok=True)
+        self.grew(-size)
+
+    def grew(self, size: int) -> None:
+        """So many bytes more are there."""
+        if self._account is not None:
+            self._account.add(self.path, size)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 class _Closed:
     """The files that are closed: their names, compression, digests, and which of them go. Blocking."""
 
-    def __init__(self, path: Path, rules: Rules, chain: Chain | None, *, encrypted: bool) -> None:
-        self.path = path
+    def __init__(
+        self, files: _Files, rules: Rules, chain: Chain | None, now: Callable[[], float], *, encrypted: bool
+    ) -> None:
+        self.files = files
+        self.path = path = files.path
         self.rules = rules
         self.chain = chain
+        self._now = now
         self._encrypted = encrypted
         self._pattern = closed_pattern(path.name)
         self._head = re.compile(rf"{re.escape(path.name)}\.[0-9a-f]{{8}}{re.escape(HEAD)}")
         self._temporary = re.compile(
-            f"({self._pattern.pattern}({re.escape(DIGEST)})?|{self._head.pattern}){re.escape(TEMPORARY)}"
+            f"({self._pattern.pattern}({re.escape(DIGEST)})?|{self._head.pattern}|{re.escape(path.name)})"
+            f"{re.escape(TEMPORARY)}"
         )
         self._head_of: tuple[object, ...] = ()
+        self._said = False
 
     def open(self) -> None:
         """Begin the chain, or go on with it."""
+        self._said = False
         if self.chain is None:
             return
         # What was there before belongs to the chain, as it is now; what is there later did not come from us.
@@ -216,19 +281,27 @@ class _Closed:
 
     def newest(self) -> str:
         """The newest group; empty: there is none."""
-        if self.chain is not None:
-            return self.chain.kept[-1] if self.chain.kept else ""
-        names = self._names()
-        return names[-1]["group"] if names else ""
+        groups = self.chain.kept if self.chain is not None else [name["group"] for name in self._names()]
+        return max((group for group in groups if not self.ahead(group)), default="")
+
+    def ahead(self, group: str) -> bool:
+        """Whether the clock was wrong when it was named."""
+        horizon = self._horizon()
+        return bool(horizon) and group > horizon
+
+    def _horizon(self) -> str:
+        """Groups that sort after it have names from a clock that was ahead. Empty: this clock is wrong itself."""
+        now = datetime.fromtimestamp(self._now(), UTC)
+        return "" if now < _FIRST else f"{self.path.stem}-{(now + _WRONG).strftime(_MOMENT)}"
 
     def parts(self, group: str) -> list[tuple[int, int]]:
         """Number and size of its files."""
         names = [name for name in self._names() if name["group"] == group and name["age"]]
         return [(int(name["number"] or 0), self.path.with_name(name[0]).stat().st_size) for name in names]
 
-    def next_group(self, now: float) -> str:
-        """A name after all others, whatever the clock says."""
-        moment = datetime.fromtimestamp(now, UTC)
+    def next_group(self) -> str:
+        """A name after all others but those that are ahead, whatever the clock says."""
+        moment = datetime.fromtimestamp(self._now(), UTC)
         if newest := self.newest():
             moment = max(moment, self._moment(newest) + timedelta(microseconds=1))
         return f"{self.path.stem}-{moment.strftime(_MOMENT)}"
@@ -239,34 +312,55 @@ class _Closed:
 
     def tidy(self) -> None:
         """Compress and seal what is closed, drop what is too old."""
-        for path in self.path.parent.iterdir():
-            if self._temporary.fullmatch(path.name):
-                path.unlink()
+        for found in self.files.names():
+            if self._temporary.fullmatch(found):
+                self.files.remove(found)
         suffix = SUFFIX[self.rules.compression]
         announced = {self._plain(file) for file in self.chain.pending} if self.chain else set()
         for name in self._names():
             # What has a digest stays as it is.
             mine = name["plain"] in announced if self.chain else not self._digest(name).exists()
             if suffix and mine and not name["packed"] and not name["age"]:
-                _pack(self.path.with_name(name[0]), suffix, self.rules.compression)
+                self._pack(name[0], name[0] + suffix)
         self._seal()
         # The group of encrypted files that is being written is not closed.
         stay = self.rules.max_files + self._encrypted
+        horizon, names = self._horizon(), self._names()
+        ahead = [name[0] for name in names if horizon and name["group"] > horizon]
+        if ahead and not self._said:
+            self._said = True
+            logger.warning(
+                "%s: %d files are named for a time that has not come, as %s: the clock was wrong; they stay until then",
+                self.path, len(ahead), ahead[0],
+            )  # fmt: skip
         if self.chain is not None:
-            self.chain.let_go(stay)
+            self.chain.let_go(stay, horizon)
             oldest = self.chain.oldest
         else:
-            groups = sorted({name["group"] for name in self._names()})
+            groups = sorted({name["group"] for name in names if not horizon or name["group"] <= horizon})
             oldest = groups[-stay] if len(groups) > stay else ""
         self._write_head()
-        gone = [name for name in self._names() if name["group"] < oldest]
+        if horizon and oldest > horizon:
+            return  # until there is one whose name is right
+        gone = [name for name in names if name["group"] < oldest]
         for name in gone:
-            self.path.with_name(name[0]).unlink()
+            self.files.remove(name[0])
         if gone and self.chain is not None:
             # A digest without its file is explained by the head, a file without its digest by nothing.
             sync_folder(self.path.parent)
         for name in gone:
-            self._digest(name).unlink(missing_ok=True)
+            self.files.remove(self.digest_name(name["plain"]))
+
+    def _pack(self, name: str, packed: str) -> None:
+        path, done = self.path.with_name(name), self.path.with_name(packed)
+        temporary = self.path.with_name(packed + TEMPORARY)
+        before = _size(done)
+        with path.open("rb") as source, writing(temporary, ARCHIVE) as target:
+            compressed_copy(source, target, self.rules.compression)
+        temporary.replace(done)
+        self.files.grew(_size(done) - before)
+        sync_folder(path.parent)
+        self.files.remove(name)
 
     def manifest(self, name: str, measured: Measured) -> Manifest:
         """What is said of a file."""
@@ -290,7 +384,7 @@ class _Closed:
     def publish(self) -> None:
         """Write the digest that is signed and not there yet."""
         if self.chain is not None and (signed := self.chain.outstanding):
-            replace(self.path.with_name(signed.name), signed.text.encode())
+            self.files.replace(signed.name, signed.text.encode())
             # Not before it is there: what never was must not count among those that stay.
             if name := self._pattern.fullmatch(signed.file):
                 self.chain.keep([name["group"]])
@@ -313,16 +407,16 @@ class _Closed:
     def _write_head(self) -> None:
         if self.chain is None:
             return
-        says = (self.chain.sequence, self.chain.oldest, self.chain.pending)
+        says = (self.chain.sequence, self.chain.oldest, self.chain.ahead, self.chain.pending)
         if says != self._head_of:
             name = self.chain.head_name(self.path.name)
             head = self.chain.head(name, writing="" if self._encrypted else self.path.name)
-            replace(self.path.with_name(name), head)
+            self.files.replace(name, head)
             self._head_of = says
 
     def _names(self) -> list[re.Match[str]]:
         """The oldest first: their names sort by time. Nobody else's files are among them."""
-        found = (self._pattern.fullmatch(path.name) for path in self.path.parent.iterdir())
+        found = (self._pattern.fullmatch(name) for name in self.files.names())
         return sorted((match for match in found if match), key=lambda match: match[0])
 
     def _moment(self, group: str) -> datetime:
@@ -338,7 +432,7 @@ class _Closed:
     def _found(self) -> Found:
         """What is there of a time before the chain."""
         ours = re.compile(f"{self._pattern.pattern}({re.escape(DIGEST)})?|{self._head.pattern}")
-        there = any(ours.fullmatch(path.name) for path in self.path.parent.iterdir())
+        there = any(ours.fullmatch(name) for name in self.files.names())
         return Found(
             there or (self.path.exists() and self.path.stat().st_size > 0),
             [name[0] for name in self._names() if not self._digest(name).exists()],
@@ -356,6 +450,8 @@ class _Log:
         self._now = now
         self._file: int | None = None
         self._size = 0
+        # After a failure: what is behind that may only look as if it were there.
+        self._certain: int | None = None
         # Lines at the end of the file when it was opened: what a crash kept from being noted as delivered comes again.
         # It is all in this file, for a new one is begun before a batch, never within.
         self._written: set[int] = set()
@@ -363,23 +459,59 @@ class _Log:
         self._begun = begun_path(self._path)
 
     def open(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        make_folder(self._path.parent, ARCHIVE_FOLDER)
+        # First the new name of the one before: else this one may be all that a power cut leaves.
+        sync_folder(self._path.parent)
+        file, _ = opened(self._path, os.O_RDWR | os.O_APPEND, ARCHIVE)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._closed.open()
-            self._size = _without_torn_line(file)
+            before = os.fstat(file).st_size
+            if self._certain is not None and before > self._certain:
+                before = self._certain
+                os.ftruncate(file, before)
+            settled(file)
+            _cut_torn_line(file)
+            if holes := _holes(file):
+                file = self._without(file, holes)
+            self._size = os.fstat(file).st_size
             self._written = _last_lines(file, self._size)
             os.fsync(file)
+            self._certain = None
         except BaseException:
             os.close(file)
             raise
         self._file = file
+        self._closed.files.grew(self._size - before)
         if self._size == 0 or not self._begun.exists():
-            self._begun.touch()
-            os.utime(self._begun, (self._now(), self._now()))
+            self._begin()
         sync_folder(self._path.parent)
         self._closed.tidy()
+
+    def _without(self, file: int, holes: "list[tuple[int, int]]") -> int:
+        """The same file without these pieces, in place of this one, whole or not at all."""
+        size = os.fstat(file).st_size
+        if holes == [(holes[0][0], size)]:
+            os.ftruncate(file, holes[0][0])
+            return file
+        temporary = self._path.with_name(self._path.name + TEMPORARY)
+        with writing(temporary, ARCHIVE) as target, self._path.open("rb") as source:
+            for start, end in zip((0, *(end for _, end in holes)), (*(start for start, _ in holes), size), strict=True):
+                source.seek(start)
+                left = end - start
+                while left and (piece := source.read(min(left, _PIECE))):
+                    target.write(piece)
+                    left -= len(piece)
+        other, _ = opened(temporary, os.O_RDWR | os.O_APPEND, ARCHIVE)
+        try:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            temporary.replace(self._path)
+            sync_folder(self._path.parent)
+        except BaseException:
+            os.close(other)
+            raise
+        os.close(file)
+        return other
 
     def append(self, events: list[bytes]) -> None:
         if self._file is None:
@@ -402,23 +534,34 @@ class _Log:
                 written += os.write(file, memoryview(lines)[written:])
             os.fdatasync(file)
         except OSError:
-            # After a failed sync nobody knows what of the file is on disk: it is read again before the next write.
+            # Nobody knows what of it is on the disk: it is taken back, and the file read again before the next write.
+            self._certain = self._size
             self.close()
             with contextlib.suppress(OSError):
                 os.truncate(self._path, self._size)
             raise
         self._size += len(lines)
+        self._closed.files.grew(len(lines))
 
     def close(self) -> None:
         if self._file is not None:
             file, self._file = self._file, None
             os.close(file)
 
+    def _begin(self) -> None:
+        file, _ = opened(self._begun, os.O_WRONLY, ARCHIVE)
+        os.close(file)
+        os.utime(self._begun, (self._now(), self._now()))
+
     def _age(self) -> float:
-        return self._now() - self._begun.stat().st_mtime
+        age = self._now() - self._begun.stat().st_mtime
+        if age < 0:
+            # The clock was wrong then, or is now.
+            self._begin()
+        return age
 
     def _rotate(self) -> None:
-        name = f"{self._closed.next_group(self._now())}{self._path.suffix}"
+        name = f"{self._closed.next_group()}{self._path.suffix}"
         if self._closed.chain is not None:
             self._closed.chain.announce([name])
         self._path.rename(self._path.with_name(name))
@@ -443,8 +586,8 @@ class _EncryptedLog:
         """Hash of the last batch that was written: when only what follows on that failed, it is not written again."""
 
     def open(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(begun_path(self._path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        make_folder(self._path.parent, ARCHIVE_FOLDER)
+        lock, _ = opened(begun_path(self._path), os.O_RDWR, ARCHIVE)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._closed.open()
@@ -480,19 +623,20 @@ class _EncryptedLog:
             not self._group
             or (self._size and self._size + len(body) > self._rules.max_size)
             or self._now() - self._closed.began(self._group) >= self._rules.max_age
+            or self._closed.ahead(self._group)
             or self._number == _LAST_NUMBER
         ):
-            self._group, self._number, self._size = self._closed.next_group(self._now()), 0, 0
+            self._group, self._number, self._size = self._closed.next_group(), 0, 0
         plain = f"{self._group}-{self._number + 1:06}{self._path.suffix}"
         name = f"{plain}{SUFFIX[self._rules.compression]}.age"
         if chain := self._closed.chain:
             if signed := chain.outstanding:
                 # Its file was not written for certain; these are its events again.
-                self._path.with_name(signed.file).unlink(missing_ok=True)
+                self._closed.files.remove(signed.file)
                 chain.discard()
             measured = dataclasses.replace(measure([body], name), events=events)
             chain.sign(self._closed.manifest(name, measured), self._closed.digest_name(plain), name)
-        replace(self._path.with_name(name), body)
+        self._closed.files.replace(name, body)
         self._number += 1
         self._size += len(body)
 
@@ -512,20 +656,8 @@ def _pieces(path: Path) -> Iterator[bytes]:
             yield piece
 
 
-def _pack(path: Path, suffix: str, compression: Compression) -> None:
-    packed = path.with_name(path.name + suffix)
-    temporary = path.with_name(packed.name + TEMPORARY)
-    with path.open("rb") as source, temporary.open("wb") as target:
-        compressed_copy(source, target, compression)
-        target.flush()
-        os.fsync(target.fileno())
-    temporary.rename(packed)
-    sync_folder(path.parent)
-    path.unlink()
-
-
-def _without_torn_line(file: int) -> int:
-    """Cuts off a last line that a crash left incomplete: its event was not taken and comes again. The size then."""
+def _cut_torn_line(file: int) -> None:
+    """The last line, if a crash left it incomplete: its event was not taken and comes again."""
     size = end = os.fstat(file).st_size
     while end > 0:
         start = max(0, end - _LAST_LINE)
@@ -536,7 +668,29 @@ def _without_torn_line(file: int) -> int:
         end = start
     if end < size:
         os.ftruncate(file, end)
-    return end
+
+
+def _holes(file: int) -> list[tuple[int, int]]:
+    """Lines with zeros in them, of the most that can have been written at once: from where to where. Of what was not
+    synced a power cut may leave the length and not the content, in any part of it.
+    """
+    size = os.fstat(file).st_size
+    at = max(0, size - _LAST_BATCH)
+    data = os.pread(file, size - at, at)
+    if b"\0" not in data:
+        return []
+    if at:
+        whole = data.find(b"\n") + 1
+        at, data = at + whole, data[whole:]
+    found: list[tuple[int, int]] = []
+    for line in data.splitlines(keepends=True):
+        if b"\0" in line:
+            if found and found[-1][1] == at:
+                found[-1] = (found[-1][0], at + len(line))
+            else:
+                found.append((at, at + len(line)))
+        at += len(line)
+    return found
 
 
 def _last_lines(file: int, size: int) -> set[int]:
