@@ -109,7 +109,7 @@ def test_pods_pass_the_restricted_pod_security_standard(receiver: dict[str, Any]
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
     }
-    allowed = {"configMap", "secret", "emptyDir", "persistentVolumeClaim"}
+    allowed = {"configMap", "secret", "emptyDir", "persistentVolumeClaim", "projected"}
     assert all(set(volume) - {"name"} <= allowed for volume in spec["volumes"])
     assert spec["automountServiceAccountToken"] is False
 
