@@ -83,7 +83,7 @@ class Reconciler:
         self.children = Children(cluster, settings.namespace, self.wake)
         self.references = References(cluster, self.wake, settings.namespace)
         self.receivers = Receivers(cluster, settings.namespace, self._leads, self.wake)
-        self._recorder = Recorder(cluster, settings.identity)
+        self._recorder = Recorder(cluster, settings.identity, settings.namespace)
         self._leadership: Leadership
         self._memory: _Memory | None = None
         self._next: datetime | None = None
@@ -412,6 +412,11 @@ class Reconciler:
                 except ApiError as error:
                     if error.status in (404, 409):
                         return None  # deleted meanwhile, or made anew: then there is an event about it
+                    if _for_good(error) and status.identity.namespace not in ("", self._settings.namespace):
+                        # Of a tenant's resource that has no room for a status. That is no trouble of anybody else's,
+                        # and no pass would get further.
+                        logger.warning("%s has no status: %s", status.identity, error)
+                        return None
                     return Trouble(Ref(status.identity.kind, status.identity.name), "StatusNotWritten", str(error))
                 if news := statuses.news(status, there.status):
                     await self._recorder.record(status.identity, there.uid, news)
@@ -441,6 +446,12 @@ class _Memory(msgspec.Struct):
     in_force: Policy | None
     credentials: dict[str, tuple[str, str]] = msgspec.field(default_factory=dict)
     client: tuple[str, datetime, Credentials] | None = None
+
+
+def _for_good(error: ApiError) -> bool:
+    """Whether the API server will not take the same the next time either."""
+    # etcd's refusal of what is larger than 1.5 MiB comes as a 500.
+    return error.status in (400, 413, 422) or "request is too large" in str(error)
 
 
 def _by_secret(plan: Plan, root_namespace: str) -> dict[str, list[Credential]]:

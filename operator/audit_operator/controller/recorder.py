@@ -2,6 +2,7 @@
 
 import logging
 import secrets
+import time
 from datetime import UTC, datetime
 from typing import Final, Literal, NamedTuple
 
@@ -13,6 +14,13 @@ logger = logging.getLogger(__name__)
 
 _LONGEST_NOTE: Final = 1024  # bytes; the API server refuses more
 
+_BURST: Final = 30
+_PER_SECOND: Final = 0.2
+"""Events in one tenant's namespace: what somebody changes all the time must not fill etcd, and no Event is needed: the
+condition says the same.
+"""
+_MANY: Final = 4096  # namespaces that are remembered
+
 
 class News(NamedTuple):
     """What an Event says."""
@@ -23,21 +31,37 @@ class News(NamedTuple):
 
 
 class Recorder:
-    """Writes Events about our resources."""
+    """Writes Events about our resources: in the platform's namespace ``root`` all, elsewhere not too many."""
 
-    def __init__(self, cluster: Cluster, instance: str) -> None:
+    def __init__(self, cluster: Cluster, instance: str, root: str = "") -> None:
         self._cluster = cluster
         self._instance = instance
+        self._root = root
+        self._budgets: dict[str, tuple[float, float]] = {}
+        """Namespace -> Events it had left, and when that was."""
+
+    def _allowed(self, namespace: str) -> bool:
+        if namespace in ("", self._root):
+            return True
+        now = time.monotonic()
+        left, since = self._budgets.pop(namespace, (_BURST, now))
+        left = min(_BURST, left + (now - since) * _PER_SECOND)
+        if len(self._budgets) >= _MANY:
+            self._budgets.clear()
+        self._budgets[namespace] = max(left - 1, left % 1), now
+        return left >= 1
 
     async def record(self, about: Identity, uid: str, news: News) -> None:
         """An Event about a resource. What fails is logged and forgotten."""
+        if not self._allowed(about.namespace):
+            return
         # Events of cluster-scoped objects live in namespace default.
         namespace = about.namespace or "default"
         document = {
             "apiVersion": EVENTS.api_version,
             "kind": EVENTS.kind,
             # The API server's generateName takes no dot at its end, and the name's form is everybody's custom.
-            "metadata": {"name": f"{about.name[:200]}.{secrets.token_hex(8)}", "namespace": namespace},
+            "metadata": {"name": f"{about.name[:200].rstrip('.-')}.{secrets.token_hex(8)}", "namespace": namespace},
             "eventTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
             "reportingController": "audit-operator.dev/operator",
             "reportingInstance": self._instance[:128],

@@ -377,12 +377,12 @@ def _policy_statuses(
     recorded = recording(server) if server is not None else None
     for planned in policies:
         resource, meaning = planned.resource, planned.meaning
-        warnings, unreachable = judged(resource, world.kinds, world.server_version)
+        verdict = judged(resource, world.kinds, world.server_version, bounded=meaning.tenant is not None)
         coverage = recorded.covers(planned.input.policy) if recorded is not None else None
         yield policy_status(
             resource,
             [
-                compiled(meaning, unreachable, warnings),
+                compiled(meaning, verdict),
                 covered(coverage, _way_out(meaning, spec)),
                 sinks_resolved(
                     planned.sinks,
@@ -394,8 +394,7 @@ def _policy_statuses(
             ],
             {
                 "rules": len(meaning.policy.rules),
-                "unreachableRules": unreachable,
-                "warnings": warnings,
+                **({"unreachableRules": verdict.unreachable, "warnings": verdict.warnings} if verdict else {}),
                 "hash": input_hash(planned.input),
             },
         )

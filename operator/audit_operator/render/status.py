@@ -11,6 +11,7 @@ import msgspec
 
 from audit_operator.policy.coverage import Coverage
 from audit_operator.policy.effective import Effective
+from audit_operator.render.remembered import Judged
 from audit_operator.render.tenants import Refusal, Sinks
 from audit_operator.render.world import Identity, Invalid, identity_of
 from audit_operator.resources.auditbackend import AuditBackend
@@ -25,9 +26,6 @@ LONGEST_MESSAGE: Final = 4096
 """Characters of a condition's message. The CRDs take 32,768, but a status has up to ten conditions, may repeat one
 message three times, and has to fit into the 1.5 MiB of an object beside a spec of which its author decides the size.
 """
-
-_MOST_LINES: Final = 50
-"""Of problems in one message."""
 
 _LONGEST_REASON: Final = 1024
 _REASON: Final = re.compile(r"[A-Za-z](?:[A-Za-z0-9_,:]*[A-Za-z0-9_])?")
@@ -192,15 +190,17 @@ def policy_status(policy: AuditPolicy, conditions: Sequence[Condition], fields: 
     )
 
 
-def compiled(meaning: Effective, unreachable: int, warnings: int) -> Condition:
-    """Compiled, of a policy that counts."""
+def compiled(meaning: Effective, verdict: Judged | None) -> Condition:
+    """Compiled, of a policy that counts. ``verdict``: what lint says; None if that would have taken too long."""
     text = counted(len(meaning.policy.rules), "rule")
     if meaning.tenant is not None:
         text += f" for requests in namespace {meaning.tenant}"
-    if unreachable:
-        text += f", {unreachable} of them unreachable"
-    if warnings:
-        text += f"; {counted(warnings, 'warning')}, which `audit-operator lint` shows"
+    if verdict is None:
+        text += "; too many values to be judged here, `audit-operator lint` does it"
+    elif verdict.unreachable:
+        text += f", {verdict.unreachable} of them unreachable"
+    if verdict is not None and verdict.warnings:
+        text += f"; {counted(verdict.warnings, 'warning')}, which `audit-operator lint` shows"
     return true("Compiled", "\n".join([text, *meaning.notices]))
 
 
@@ -331,10 +331,8 @@ def _kept(status: ResourceStatus) -> str:
 
 
 def lines(problems: Sequence[Problem]) -> str:
-    """Problems as one message, a line each: the first, and how many more there are."""
-    shown = list(map(str, problems[:_MOST_LINES]))
-    rest = len(problems) - len(shown)
-    return "\n".join([*shown, f"… and {rest} more"] if rest else shown)
+    """Problems as one message, a line each."""
+    return "\n".join(map(str, problems))
 
 
 def counted(number: int, one: str, several: str = "") -> str:

@@ -349,7 +349,7 @@ def _sink_refusal(sink: AuditSink, tenants: Tenants) -> Refusal | None:
             "without credentials of its own this sink would write with the receivers' identity, which is the "
             "platform's: refer to a Secret with credentials",
         )
-    return _host_refusal(spec, tenants) or (_file_refusal(spec.file, tenants) if spec.file is not None else None)
+    return _host_refusal(spec, tenants) or (_file_refusal(spec.file) if spec.file is not None else None)
 
 
 def _host_refusal(spec: AuditSinkSpec, tenants: Tenants) -> Refusal | None:
@@ -382,7 +382,7 @@ def _file_bytes(file: File) -> int:
     return int(quantity(file.rotation.max_size)) * (file.rotation.max_files + 1)
 
 
-def _file_refusal(file: File, tenants: Tenants) -> Refusal | None:
+def _file_refusal(file: File) -> Refusal | None:
     if file.claim_name is not None:
         return Refusal("ClaimNotAllowed", "claimName is for sinks in the operator's namespace: leave it out")
     if not file.path.startswith("{namespace}/"):
