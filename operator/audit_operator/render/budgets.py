@@ -6,9 +6,9 @@ than that gets all of it, and of those who ask for more each loses its own newes
 
 import zlib
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -18,8 +18,6 @@ from audit_operator.render.world import Identity
 from audit_operator.resources.auditpolicy import AuditPolicy
 from audit_operator.resources.auditsink import AuditSink
 
-Key = TypeVar("Key", bound=Hashable)
-
 _MANY: Final = 8192
 """Resources whose size is remembered, by who they are (see `remembered`)."""
 
@@ -28,11 +26,14 @@ _DENSEST: Final = 32
 
 
 class Demand(NamedTuple):
-    """What one resource needs of what is scarce. ``age``: the smaller, the older."""
+    """What one resource needs of what is scarce: ``parts`` with their bytes; one that several need is there once.
+
+    ``age``: the smaller, the older.
+    """
 
     identity: Identity
     age: tuple[str, ...]
-    size: int
+    parts: Mapping[Hashable, int]
 
 
 def spec_bytes(resource: AuditPolicy | AuditSink) -> int:
@@ -55,14 +56,46 @@ def excess(demands: Iterable[Demand], most: int) -> dict[Identity, int]:
 
     Of the oldest first each has what it needs, if it is there: one that is too large is left out alone.
     """
-    used = 0
+    return _filled(demands, most, {})
+
+
+def _filled(demands: Iterable[Demand], most: int, held: dict[Hashable, int]) -> dict[Identity, int]:
+    """As `excess`; what has room is added to ``held``."""
+    used = sum(held.values())
     out: dict[Identity, int] = {}
     for demand in sorted(demands, key=lambda each: (each.age, each.identity)):
-        if used + demand.size > most:
-            out[demand.identity] = used + demand.size
+        needed = used + sum(size for part, size in demand.parts.items() if part not in held)
+        if needed > most:
+            out[demand.identity] = needed
         else:
-            used += demand.size
+            held.update(demand.parts)
+            used = needed
     return out
+
+
+def divided(groups: Iterable[Sequence[Demand]], most: int) -> dict[Identity, int]:
+    """The resources that ``most`` has no room for, if every group has its part of it -> how much that is.
+
+    What is left, because resources are no dust, is for the oldest of those that did not fit.
+    """
+    wanted = list(groups)
+    part = equal_part((sum(_together(group).values()) for group in wanted), most)
+    held: dict[Hashable, int] = {}
+    late: list[Demand] = []
+    for number, group in enumerate(wanted):
+        own: dict[Hashable, int] = {}
+        out = _filled(group, part, own)
+        held |= {(number, each): size for each, size in own.items()}
+        late += [
+            demand._replace(parts={(number, each): size for each, size in demand.parts.items()})
+            for demand in group
+            if demand.identity in out
+        ]
+    return dict.fromkeys(_filled(late, most, held), part)
+
+
+def _together(demands: Iterable[Demand]) -> dict[Hashable, int]:
+    return {part: size for demand in demands for part, size in demand.parts.items()}
 
 
 def equal_part(sizes: Iterable[int], most: int) -> int:
@@ -94,7 +127,7 @@ def program_excess(
         identity = Identity(kind, namespace, name)
         # Without its sinks no policy delivers anything: they come first.
         age = ("" if kind == AuditSink.__name__ else "policy", *ages.get(identity, ()))
-        demands.setdefault(namespace, []).append(Demand(identity, age, size))
+        demands.setdefault(namespace, []).append(Demand(identity, age, {identity: size}))
 
     for sink in program.sinks:
         add(AuditSink.__name__, sink.namespace, sink.name, weight(msgspec.json.encode(sink)))
@@ -103,9 +136,6 @@ def program_excess(
         add(AuditPolicy.__name__, policy.namespace, policy.name, size)
 
     platform = demands.pop(root_namespace, [])
-    out = dict.fromkeys(excess(platform, most), most)
-    left = most - sum(demand.size for demand in platform if demand.identity not in out)
-    part = equal_part((sum(each.size for each in theirs) for theirs in demands.values()), left)
-    for theirs in demands.values():
-        out |= dict.fromkeys(excess(theirs, part), part)
-    return out
+    held: dict[Hashable, int] = {}
+    out = dict.fromkeys(_filled(platform, most, held), most)
+    return out | divided(demands.values(), most - sum(held.values()))

@@ -318,7 +318,7 @@ def _excess(
             )
     if _bytes(draft.files) > CONFIG_MAP_LIMIT and spec.server_policy.fixed is None:
         platform = (planned.resource for planned in draft.policies if planned.meaning.tenant is None)
-        demands = [Demand(identity_of(each), age(each), spec_bytes(each)) for each in platform]
+        demands = [Demand(identity_of(each), age(each), {identity_of(each): spec_bytes(each)}) for each in platform]
         for identity, needed in excess(demands, room).items():
             out[identity] = too_large(
                 f"the API servers' policy file would have more than the {CONFIG_MAP_LIMIT} bytes that a ConfigMap "

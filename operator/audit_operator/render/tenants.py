@@ -1,11 +1,11 @@
 """What counts and what does not: limits of tenants, and which sinks a policy may deliver to."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple, TypeVar
 
 from audit_operator.policy.effective import Namespaces, selector_of, selects
-from audit_operator.render.budgets import Demand, equal_part, excess, spec_bytes
+from audit_operator.render.budgets import Demand, divided, excess, spec_bytes
 from audit_operator.render.program import (
     SECRET_LIMIT,
     Credential,
@@ -145,7 +145,7 @@ def _without_room(
 ) -> dict[Identity, Refusal]:
     """Those of a namespace that are too large together with older ones."""
     files = [
-        Demand(identity_of(item), age(item), _file_bytes(item.spec.file))
+        Demand(identity_of(item), age(item), {identity_of(item): _file_bytes(item.spec.file)})
         for item in items
         if isinstance(item, AuditSink) and item.spec.file is not None
     ]
@@ -159,7 +159,9 @@ def _without_room(
         ),
     )
     specs = [
-        Demand(identity_of(item), age(item), spec_bytes(item)) for item in items if identity_of(item) not in refused
+        Demand(identity_of(item), age(item), {identity_of(item): spec_bytes(item)})
+        for item in items
+        if identity_of(item) not in refused
     ]
     for identity, needed in excess(specs, room.most).items():
         refused[identity] = too_large(
@@ -179,39 +181,36 @@ def _without_room_for_credentials(
     """
     if world.references is None:
         return {}
-    demands: dict[str, list[Demand]] = {}
-    for namespace, group in groupby(sinks, key=lambda sink: sink.metadata.namespace):
-        known: set[Credential] = set()
-        for sink in sorted(group, key=age):
-            if identity_of(sink) in refused:
-                continue
-            new = set(credentials([sink])) - known
-            size = sum(_size(each, world.references.get(each.reference, {})) for each in new)
-            demands.setdefault(namespace, []).append(Demand(identity_of(sink), age(sink), size))
-            known |= new
     own = int(quantity(tenants.limits.credential_bytes))
-    secrets: dict[str, list[int]] = {}
-    for namespace, each in demands.items():
-        secrets.setdefault(credentials_secret(namespace, world.root_namespace), []).append(
-            min(own, sum(demand.size for demand in each))
-        )
-    parts = {name: equal_part(sizes, SECRET_LIMIT) for name, sizes in secrets.items()}
     found: dict[Identity, Refusal] = {}
-    for namespace, each in demands.items():
-        platform = namespace == world.root_namespace
-        part = parts[credentials_secret(namespace, world.root_namespace)]
-        most = SECRET_LIMIT if platform else min(own, part)
-        way_out = "refer to smaller ones, or remove a sink"
-        if not platform and most == own:
-            way_out += ", or raise spec.tenants.limits.credentialBytes of the AuditBackend"
-        for identity, needed in excess(each, most).items():
+    by_secret: dict[str, list[list[Demand]]] = {}
+    for namespace, group in groupby(sinks, key=lambda sink: sink.metadata.namespace):
+        demands = [_demand(sink, world.references) for sink in group if identity_of(sink) not in refused]
+        if namespace != world.root_namespace:
+            for identity, needed in excess(demands, own).items():
+                found[identity] = too_large(
+                    f"what this and older AuditSinks of namespace {namespace} refer to in Secrets and ConfigMaps has "
+                    f"{needed} bytes",
+                    own,
+                    "refer to less, remove a sink, or raise spec.tenants.limits.credentialBytes of the AuditBackend",
+                )
+        by_secret.setdefault(credentials_secret(namespace, world.root_namespace), []).append(
+            [demand for demand in demands if demand.identity not in found]
+        )
+    for groups in by_secret.values():
+        for identity, part in divided(groups, SECRET_LIMIT).items():
             found[identity] = too_large(
-                f"what this and older AuditSinks of namespace {namespace} refer to in Secrets and ConfigMaps needs "
-                f"{needed} bytes",
-                most,
-                way_out,
+                f"what AuditSinks of namespace {identity.namespace} refer to in Secrets and ConfigMaps is too much for "
+                "the Secret that receivers read it from",
+                part,
+                "refer to less, or remove a sink",
             )
     return found
+
+
+def _demand(sink: AuditSink, known: Mapping[Reference, Mapping[str, int]]) -> Demand:
+    parts: dict[Hashable, int] = {each: _size(each, known.get(each.reference, {})) for each in credentials([sink])}
+    return Demand(identity_of(sink), age(sink), parts)
 
 
 def _size(credential: Credential, keys: Mapping[str, int]) -> int:
