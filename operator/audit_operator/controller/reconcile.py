@@ -22,6 +22,7 @@ from audit_operator.controller import accepted, certificates, metrics, observed,
 from audit_operator.controller.children import Children, Ref, Trouble, digest
 from audit_operator.controller.cluster import OURS, ApiError, Cluster, Discovered, ResourceType
 from audit_operator.controller.election import NotLeadingError
+from audit_operator.controller.pace import Pace
 from audit_operator.controller.receivers import Credentials, Receivers, Target
 from audit_operator.controller.recorder import News, Recorder
 from audit_operator.controller.references import References
@@ -48,6 +49,8 @@ logger = logging.getLogger(__name__)
 
 _QUIET: Final = 0.05  # seconds without a change before a pass begins …
 _PATIENCE: Final = 0.5  # … but no longer than this after the first
+_AT_ONCE: Final = 20  # passes, and then …
+_PER_SECOND: Final = 1.0  # … who changes something all the time decides neither what etcd has to write nor our load
 _RESYNC: Final = 600.0  # seconds between passes that nothing calls for
 _LAST_RETRY: Final = 60.0
 _WRITERS: Final = 16  # statuses written at the same time
@@ -79,6 +82,7 @@ class Reconciler:
         self._settings = settings
         self._discovered = discovered
         self._changed = asyncio.Event()
+        self._pace = Pace(_AT_ONCE, _PER_SECOND)
         self.watching = Watching(self.wake)
         self.children = Children(cluster, settings.namespace, self.wake)
         self.references = References(cluster, self.wake, settings.namespace)
@@ -114,6 +118,8 @@ class Reconciler:
         failures = 0
         while True:
             await self._settle(self._pause(failures))
+            await asyncio.sleep(self._pace.delay(time.monotonic()))
+            self._changed.clear()
             if not leadership.leading():
                 self._memory = None  # whoever leads meanwhile may change what is remembered
                 continue  # woken when elected

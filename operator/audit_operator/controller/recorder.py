@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Final, Literal, NamedTuple
 
 from audit_operator.controller.cluster import EVENTS, ApiError, Cluster
+from audit_operator.controller.pace import Pace
 from audit_operator.render.world import Identity
 from audit_operator.resources.meta import API_VERSION
 
@@ -37,19 +38,14 @@ class Recorder:
         self._cluster = cluster
         self._instance = instance
         self._root = root
-        self._budgets: dict[str, tuple[float, float]] = {}
-        """Namespace -> Events it had left, and when that was."""
+        self._paces: dict[str, Pace] = {}
 
     def _allowed(self, namespace: str) -> bool:
         if namespace in ("", self._root):
             return True
-        now = time.monotonic()
-        left, since = self._budgets.pop(namespace, (_BURST, now))
-        left = min(_BURST, left + (now - since) * _PER_SECOND)
-        if len(self._budgets) >= _MANY:
-            self._budgets.clear()
-        self._budgets[namespace] = max(left - 1, left % 1), now
-        return left >= 1
+        if namespace not in self._paces and len(self._paces) >= _MANY:
+            self._paces.clear()
+        return self._paces.setdefault(namespace, Pace(_BURST, _PER_SECOND)).allows(time.monotonic())
 
     async def record(self, about: Identity, uid: str, news: News) -> None:
         """An Event about a resource. What fails is logged and forgotten."""
