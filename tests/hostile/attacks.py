@@ -1,11 +1,15 @@
 """What a tenant may write, at its worst: each attack in a namespace of its own, the same for the same seed."""
 
 import base64
+import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 from hostile_server import BODIES, MARK, RAW, SLOW
 
 from audit_operator.render.program import Reference
@@ -19,6 +23,7 @@ _API = "audit-operator.dev/v1alpha1"
 class Attack:
     """``documents``: what the tenant applies, the oldest first. ``secrets``: what its Secrets hold. ``labels``: of its
     namespace. ``refused``: reasons of those that must not count, by ``kind/name``; ``counts``: names that must.
+    ``reaches``: what the hostile server must have been asked for.
     """
 
     name: str
@@ -28,6 +33,7 @@ class Attack:
     labels: Mapping[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     counts: set[str] = field(default_factory=set)
+    reaches: str = ""
 
     def add(self, kind: str, name: str, **spec: Any) -> "Attack":
         """One more resource; younger than those before it."""
@@ -360,11 +366,46 @@ def _kinds(url: str) -> dict[str, Json]:
     }
 
 
+def _clouds(url: str) -> dict[str, Json]:
+    """Those that speak for a cloud: its names, keys and XML."""
+    keys = {"accessKeyID": {"name": "t", "key": "k"}, "secretAccessKey": {"name": "t", "key": "k"}}
+    bucket = {"bucket": "audit", "region": "x", "endpoint": url, "pathStyle": True, "auth": keys}
+    return {
+        "cloudWatch": {"cloudWatch": {"region": "eu-central-1", "endpoint": url, "auth": keys}},
+        "objectStore": {"objectStore": {"s3": bucket}},
+        "googleCloudLogging": {
+            "googleCloudLogging": {
+                "parent": "projects/p",
+                "endpoint": url,
+                "credentials": {"name": "t", "key": "google"},
+            }
+        },
+    }
+
+
+@cache
+def _account_key() -> bytes:
+    """Of a service account, that can sign."""
+    key = rsa.generate_private_key(65537, 2048)
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return json.dumps(
+        {
+            "type": "service_account",
+            "private_key_id": "k1",
+            "private_key": pem.decode(),
+            "client_email": "audit@my-project.iam.gserviceaccount.com",
+            "token_uri": "https://127.0.0.1:1/token",
+        }
+    ).encode()
+
+
 def _answering(kind: str, way: str, port: int) -> Maker:
     def make(attack: Attack, _: random.Random) -> None:
-        attack.secret("t", k=b"token")
+        attack.secret("t", k=b"token", google=_account_key() if kind == "googleCloudLogging" else b"")
+        attack.reaches = f"{way}/{kind}"
         rest = {"batch": {"maxEvents": 1000, "maxAge": "200ms"}, "retry": {"initialBackoff": "100ms"}, "timeout": "2s"}
-        attack.sink(**_kinds(f"http://127.0.0.1:{port}/{way}")[kind], **rest).policy()
+        url = f"http://127.0.0.1:{port}/{way}/{kind}"
+        attack.sink(**(_kinds(url) | _clouds(url))[kind], **rest).policy()
 
     return make
 
@@ -383,9 +424,20 @@ def _answers(part: int) -> Callable[[tuple[int, int]], Iterator[tuple[str, Maker
     return made
 
 
+def _cloud_answers(ports: tuple[int, int]) -> Iterator[tuple[str, Maker]]:
+    ways = (
+        "words", "huge", "huge-error", "deep", "types", "bomb-error", "xml-bomb", "xml-deep", "xml-file", "redirect",
+        "later-never", "endless", "silent", "raw-half", "raw-continue",
+    )  # fmt: skip
+    for way in ways:
+        for kind in sorted(_clouds("")):
+            yield f"{kind}-{way}", _answering(kind, way, ports[1] if way in RAW else ports[0])
+
+
 FAMILIES: Mapping[str, Callable[[tuple[int, int]], Iterator[tuple[str, Maker]]]] = {
     "policies": _policies,
     "sinks": _sinks,
     "answers-even": _answers(0),
     "answers-odd": _answers(1),
+    "answers-clouds": _cloud_answers,
 }

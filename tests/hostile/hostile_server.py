@@ -7,9 +7,11 @@ import asyncio
 import contextlib
 import gzip
 import json
+import os
 import sys
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
 
 from aiohttp import web
 
@@ -48,6 +50,12 @@ def _refused(piece: str) -> Callable[[int], bytes]:
 
     return body
 
+
+_XML_BOMB = (
+    b'<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b0 "h0stile-words">'
+    + b"".join(b'<!ENTITY b%d "%s">' % (number, b"&b%d;" % (number - 1) * 10) for number in range(1, 10))
+    + b"]><Error><Code>&b9;</Code><Message>&b9;</Message></Error>"
+)
 
 Body = bytes | Callable[[int], bytes]
 """Of an answer; one that depends on how many documents the request has."""
@@ -95,6 +103,13 @@ BODIES: Mapping[str, tuple[int, Body, Mapping[str, str]]] = {
     "bomb-error": (400, _BOMB, {"Content-Encoding": "gzip"}),
     "bomb-deflate": (500, zlib.compress(b"\0" * (64 << 20)), {"Content-Encoding": "deflate"}),
     "encodings": (200, _BOMB, {"Content-Encoding": ", ".join(["gzip"] * 400)}),
+    "xml-bomb": (400, _XML_BOMB, {"Content-Type": "application/xml"}),
+    "xml-deep": (400, b"<Error>" + b"<a>" * 20_000, {"Content-Type": "application/xml"}),
+    "xml-file": (
+        403,
+        b'<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><Error><Code>&b;</Code></Error>',
+        {"Content-Type": "application/xml"},
+    ),
     "redirect": (307, b"", {"Location": "http://169.254.169.254/latest/meta-data"}),
     "redirect-self": (308, b"", {"Location": "/redirect-self"}),
     "redirect-file": (302, b"", {"Location": "file:///etc/passwd"}),
@@ -173,9 +188,16 @@ WAYS = (*BODIES, *SLOW, *RAW)
 
 
 @contextlib.asynccontextmanager
-async def serving() -> AsyncIterator[tuple[int, int]]:
-    """The ports of both."""
-    app = web.Application(client_max_size=64 << 20)
+async def serving(reached: set[str]) -> AsyncIterator[tuple[int, int]]:
+    """The ports of both; ``reached``: ``way/sink type`` of those who came."""
+
+    @web.middleware
+    async def noting(request: web.Request, handler: Any) -> web.StreamResponse:
+        reached.add("/".join(request.path.split("/")[1:3]))
+        answer: web.StreamResponse = await handler(request)
+        return answer
+
+    app = web.Application(client_max_size=64 << 20, middlewares=[noting])
     for way, answer in SLOW.items():
         app.router.add_route("*", f"/{way}{{rest:.*}}", answer)
     app.router.add_route("*", "/{way}{rest:(/.*)?}", _fixed)
@@ -186,7 +208,9 @@ async def serving() -> AsyncIterator[tuple[int, int]]:
     async def raw(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, KeyError):
             line = await reader.readuntil(b"\r\n")
-            writer.write(RAW[line.split()[1].decode().split("/")[1].partition("?")[0]])
+            _, way, kind, *_ = line.split()[1].decode().partition("?")[0].split("/")
+            reached.add(f"{way}/{kind}")
+            writer.write(RAW[way])
             await writer.drain()
             await reader.read(1 << 20)
         writer.transport.abort()
@@ -200,9 +224,12 @@ async def serving() -> AsyncIterator[tuple[int, int]]:
 
 
 async def _main() -> None:
-    async with serving() as ports:
+    reached: set[str] = set()
+    async with serving(reached) as ports:
         print(*ports, flush=True)
         await asyncio.to_thread(sys.stdin.read)  # until the test closes it
+        print(*sorted(reached), flush=True)
+        os._exit(0)  # answers that take for ever are not waited for
 
 
 if __name__ == "__main__":

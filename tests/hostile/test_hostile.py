@@ -188,9 +188,22 @@ class Collector:
         return web.Response()
 
 
+class Hostile:
+    """The hostile server, a process of its own: what it costs is not the test's."""
+
+    def __init__(self, ports: tuple[int, int], process: asyncio.subprocess.Process) -> None:
+        self.ports = ports
+        self._process = process
+
+    async def reached(self) -> set[str]:
+        """What it was asked for; it ends."""
+        words, _ = await asyncio.wait_for(self._process.communicate(b""), 20)
+        return set(words.decode().split())
+
+
 @contextlib.asynccontextmanager
-async def hostile() -> AsyncIterator[tuple[int, int]]:
-    """The ports of the hostile server, a process of its own: what it costs is not the test's."""
+async def hostile() -> AsyncIterator[Hostile]:
+    """It listens."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         str(Path(__file__).with_name("hostile_server.py")),
@@ -200,9 +213,10 @@ async def hostile() -> AsyncIterator[tuple[int, int]]:
     assert process.stdout is not None
     one, two = map(int, (await process.stdout.readline()).split())
     try:
-        yield one, two
+        yield Hostile((one, two), process)
     finally:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
         await process.wait()
 
 
@@ -337,13 +351,13 @@ async def attack(arena: Arena, plan: Plan, attackers: Sequence[Attack]) -> None:
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_what_tenants_do_costs_the_platform_nothing(family: str, tmp_path: Path) -> None:
     async def test() -> None:
-        async with Collector().serving() as collector, hostile() as ports:
+        async with Collector().serving() as collector, hostile() as server:
             base = platform(collector.port)
             quiet = of_the_platform(planned(base, ())[1])
             arena = Arena(tmp_path, collector)
             await arena.start(planned(base, ())[1])
             try:
-                waiting = attacks(family, ports)
+                everything = waiting = attacks(family, server.ports)
                 assert len(waiting) >= 45
                 while waiting:
                     attackers, waiting = waiting[:AT_ONCE], waiting[AT_ONCE:]
@@ -351,6 +365,8 @@ def test_what_tenants_do_costs_the_platform_nothing(family: str, tmp_path: Path)
                     resources, plan = planned(documents, attackers)
                     check_plan(plan, resources, attackers, quiet)
                     await attack(arena, plan, attackers)
+                missing = {each.reaches for each in everything if each.reaches} - await server.reached()
+                assert not missing, "these attacks never were any"
                 assert arena.peak_memory() < MEMORY
                 log = arena.receiver.log.read_text()
                 assert "Traceback" not in log
