@@ -17,6 +17,12 @@ def test_no_more_happens_than_the_burst_and_what_the_rate_gives_since(steps: lis
         assert happened <= burst + now * 0.5 + 1e-6
 
 
+def test_a_long_silence_saves_up_no_more_than_the_burst() -> None:
+    pace = Pace(3, 1.0)
+    assert [pace.allows(0.0) for _ in range(4)] == [True, True, True, False]
+    assert [pace.allows(1000.0) for _ in range(4)] == [True, True, True, False]
+
+
 @given(STEPS, st.integers(1, 9))
 def test_who_waits_as_told_never_goes_faster_and_who_is_slow_never_waits(steps: list[float], burst: int) -> None:
     pace, now = Pace(burst, 0.5), 0.0

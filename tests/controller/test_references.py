@@ -112,6 +112,21 @@ def test_a_value_that_could_not_be_read_is_asked_for_again() -> None:
     asyncio.run(test())
 
 
+def test_however_many_tenants_there_are_the_platforms_are_looked_at_apart() -> None:
+    async def test() -> None:
+        secrets = Secrets(zz__siem={"k": b"x"}, **{f"team{number}__t": {"k": b"x"} for number in range(300)})
+        found = References(cast("Cluster", secrets), lambda: None, "zz")
+        tenants = {Reference("Secret", f"team{number}", "t") for number in range(300)}
+        await found.follow({Reference("Secret", "zz", "siem")} | tenants)
+        secrets.asked.clear()
+        polling = asyncio.create_task(found.poll())
+        await asyncio.wait_for(secrets.seen({"zz/siem"}), 10)
+        polling.cancel()
+        assert len(secrets.asked) < 20
+
+    asyncio.run(test())
+
+
 def test_however_many_a_tenant_refers_to_the_platforms_and_others_are_looked_at_as_often() -> None:
     async def test() -> None:
         woken = asyncio.Event()

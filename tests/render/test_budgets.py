@@ -194,6 +194,22 @@ def test_policies_that_share_their_rules_cost_tenants_together_what_one_costs() 
     assert reasons(planned(backend(), *PLATFORM, *items)) == {}
 
 
+def test_rules_that_tenants_share_count_for_each_in_part_when_room_is_scarce() -> None:
+    noise = random.Random(3)
+    rules = [{"level": "Metadata", "users": [noise.randbytes(250).hex() for _ in range(100)]}]
+    sharing = [
+        each
+        for number in range(30)
+        for name in [f"team-{number}"]
+        for each in (http(name), resource("AuditPolicy", "p", name, 50, rules=rules, sinks=[{"name": "s"}]))
+    ]
+    greedy = [each for number in range(4) for each in (http(f"g{number}"), noisy("p", f"g{number}", 500_000))]
+    plan = planned(backend(policyBytes="1Mi"), *PLATFORM, *sharing, *greedy)
+    refused = reasons(plan)
+    assert refused
+    assert not [name for name in refused if name.startswith("team")]
+
+
 def test_the_platform_comes_first() -> None:
     platform = [noisy(f"own-{number}", ROOT, 500_000, number) for number in range(3)]
     tenant = [each for number in range(9) for each in (http(f"t{number}"), noisy("p", f"t{number}", 60_000))]

@@ -556,6 +556,19 @@ def test_a_sink_without_its_credentials_says_which_and_keeps_its_place_in_the_pr
     assert condition(plan, "AuditSink", "out", "Configured").status == "True"
 
 
+def test_a_tenants_policy_is_not_told_which_secret_a_sink_of_the_platform_lacks() -> None:
+    allowing = SPLUNK | {"spec": SPLUNK["spec"] | {"allowedNamespaces": {"from": "All"}}}
+    theirs = policy("p", "team-a", preset="CIS")
+    theirs["spec"]["sinks"] = [{"name": "splunk", "namespace": "audit-system"}]
+    plan = planned(
+        theirs, policy(sinks=("splunk",)), allowing, backend(tenants={"enabled": True}), world=with_references()
+    )
+    found = condition(plan, "AuditPolicy", "p", "SinksResolved", "team-a")
+    assert "SecretNotFound" in found.message
+    assert "siem" not in found.message
+    assert "Secret audit-system/siem" in condition(plan, "AuditPolicy", "p", "SinksResolved").message
+
+
 def kept(good: dict[str, Any], *others: dict[str, Any], world: World | None = None) -> Plan:
     """With ``good`` in force, whose newest version is broken."""
     last = item_of({"apiVersion": "audit-operator.dev/v1alpha1"} | good)

@@ -218,6 +218,11 @@ def test_claims_of_file_sinks_are_mounted_under_their_names() -> None:
     assert mounted == ["/var/lib/audit-operator/claims/a", "/var/lib/audit-operator/claims/b.c"]
 
 
+def test_a_program_that_packs_well_is_bounded_by_what_receivers_take() -> None:
+    assert stored("x" * (32 << 20)).fits
+    assert not stored("x" * (33 << 20)).fits
+
+
 def credentials_of(**tenants: Any) -> list[str]:
     spec = AuditBackendSpec.model_validate({"clusterName": "c", "tenants": tenants})
     found = objects(spec, WORLD, program=stored("{}\n"), claims=(), journal_limit=10 << 30)
