@@ -121,3 +121,41 @@ def test_the_same_generation_is_the_same_value_so_that_nothing_is_made_twice() -
     assert see(document(1), first).resource is first.resource
     assert see(document(1, generation=2), first).resource is not first.resource
     assert see(document(1, uid="other"), first).resource is not first.resource
+
+
+def heavy(number: int, size: int) -> Json:
+    """One of which gzip makes not much less."""
+    noise = random.Random(number)
+    users = [noise.randbytes(250).hex() for _ in range(size // 503)]
+    changed = document(number)
+    changed["spec"]["rules"] = [
+        {"level": "Metadata", "users": users[start : start + 200]} for start in range(0, len(users), 200)
+    ]
+    return changed
+
+
+def bytes_of(item: Json) -> int:
+    return sum(len(base64.b64decode(value)) for value in item["binaryData"].values())
+
+
+def test_no_config_map_is_larger_than_an_api_server_takes_however_large_resources_are() -> None:
+    items = in_force(*(heavy(number, 300_000) for number in range(12)), *(document(100 + each) for each in range(50)))
+    shards = accepted.written(items, "audit-system")
+    assert all(bytes_of(shard) <= 1_000_000 for shard in shards)
+    assert accepted.read(shards).keys() == items.keys()
+
+
+def test_one_resource_that_no_config_map_holds_keeps_no_other_from_being_remembered(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    items = in_force(heavy(0, 3_000_000), *(document(number) for number in range(1, 20)))
+    shards = accepted.written(items, "audit-system")
+    assert all(bytes_of(shard) <= 1_000_000 for shard in shards)
+    assert len(accepted.read(shards)) == 19
+    assert "AuditPolicy team-0/p0" in caplog.text
+
+
+def test_what_does_not_count_is_not_remembered() -> None:
+    resources = accepted.current(seen(document(1), document(2)), {})
+    refused = Identity("AuditPolicy", "team-2", "p2")
+    assert accepted.accepted(resources, {refused}).keys() == {Identity("AuditPolicy", "team-1", "p1")}

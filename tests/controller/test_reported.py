@@ -249,6 +249,21 @@ def test_a_policy_fares_as_the_worst_of_its_sinks() -> None:
     assert found.message.startswith("AuditSink audit-system/siem: 1 of 1 receiver: refused")
 
 
+def test_a_policy_of_another_namespace_learns_why_but_no_word_of_the_sinks_server() -> None:
+    words = "HTTP 403: index prod-pci-audit is blocked for key id 7Hq at 10.1.2.3"
+    theirs = PolicyProgram(namespace="team-a", name="p", rule_list=0, tenant="team-a", sinks=("audit-system/siem",))
+    wanted = program(policy(), theirs)
+    for rest in ({}, {"dropping": True}, {"limiting": True, "why_dropping": words}):
+        failing = state(state="Unauthorized", message=words, since=LONG_AGO, **rest)
+        conditions = Conditions(said(answer("a", failing), wanted=wanted), wanted, {})
+        found = delivering(conditions, Identity("AuditPolicy", "team-a", "p"))
+        own = delivering(conditions, a_policy())
+        assert (found.status, found.reason) == (own.status, own.reason)
+        assert found.reason in found.message
+        assert not any(word in found.message for word in ("403", "prod-pci-audit", "7Hq", "10.1.2.3"))
+        assert words in own.message
+
+
 def test_what_was_recorded_too_low_is_said_to_the_policy() -> None:
     found = said(answer("a", not_covered=frozenset({"audit-system/all"})))
     kinds = {each.type: each for each in Conditions(found, program(), {}).of(a_policy())}

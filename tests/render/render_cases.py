@@ -60,7 +60,10 @@ def world_of(case: str) -> World:
         served=None if served is None else frozenset((each["apiVersion"], each["kind"]) for each in served),
         references=None
         if references is None
-        else {Reference(each["kind"], each["namespace"], each["name"]): frozenset(each["keys"]) for each in references},
+        else {
+            Reference(each["kind"], each["namespace"], each["name"]): dict.fromkeys(each["keys"], 32)
+            for each in references
+        },
         receiver_address=ReceiverAddress(node_port=address.get("nodePort")),
     )
 

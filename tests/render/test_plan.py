@@ -453,13 +453,15 @@ def test_scripts_are_valid_shell(case: str) -> None:
             subprocess.run(["sh", "-n"], input=text.encode(), check=True)
 
 
-def test_a_program_too_large_for_a_config_map_blocks_and_says_so() -> None:
+def test_a_policy_too_large_for_the_program_is_refused_alone() -> None:
     noise = random.Random(7)
-    plan = planned(
-        policy(sinks=("out",), rules=long_rules(lambda: base64.b64encode(noise.randbytes(180)).decode())), SINK, FIXED
-    )
-    assert "compressed, and a ConfigMap takes" in str(plan.blocked[0])
-    assert (plan.objects, plan.complete) == ((), False)
+    large = policy("large", sinks=("out",), rules=long_rules(lambda: base64.b64encode(noise.randbytes(180)).decode()))
+    others = (policy("one", sinks=("out",)), policy("zero", sinks=("out",), preset="Metadata"), SINK, FIXED)
+    plan = planned(large, *others)
+    assert plan.blocked == ()
+    assert plan.objects == planned(*others).objects
+    assert condition(plan, "AuditPolicy", "large", "Ready").reason == "TooLarge"
+    assert condition(plan, "AuditPolicy", "one", "SinksResolved").status == "True"
 
 
 def long_rules(user: Callable[[], str]) -> list[dict[str, Any]]:
@@ -482,8 +484,20 @@ def test_a_program_that_fits_a_config_map_only_as_gzip_is_there_as_gzip_under_th
     assert decode(data) == plan.program
 
 
-def test_a_policy_file_too_large_for_a_config_map_blocks_and_says_so() -> None:
-    plan = planned(policy(sinks=("out",), rules=long_rules(lambda: "u" * 240)), SINK, backend())
+def test_a_policy_too_large_for_the_policy_file_is_refused_alone() -> None:
+    large = policy("large", sinks=("out",), rules=long_rules(lambda: "u" * 240))
+    others = (policy("one", sinks=("out",)), SINK, backend())
+    plan = planned(large, *others)
+    assert plan.blocked == ()
+    assert plan.server_files == planned(*others).server_files
+    found = condition(plan, "AuditPolicy", "large", "Compiled")
+    assert (found.status, found.reason) == ("False", "TooLarge")
+    assert "spec.serverPolicy.fixed" in found.message
+
+
+def test_a_fixed_policy_too_large_for_a_config_map_blocks_and_says_so() -> None:
+    rules = long_rules(lambda: "u" * 240)
+    plan = planned(SINK, backend(serverPolicy={"mode": "Fixed", "fixed": {"rules": rules}}))
     assert str(plan.blocked[0]).startswith("apiserver/policy.yaml: and what belongs to it have ")
     assert plan.server_files == {}
 
@@ -514,7 +528,7 @@ SPLUNK = {
 
 
 def with_references(**keys: set[str]) -> World:
-    found = {Reference("Secret", "audit-system", name): frozenset(each) for name, each in keys.items()}
+    found = {Reference("Secret", "audit-system", name): dict.fromkeys(each, 32) for name, each in keys.items()}
     return structs.replace(LIVE, references=found)
 
 
@@ -540,6 +554,19 @@ def test_a_sink_without_its_credentials_says_which_and_keeps_its_place_in_the_pr
     assert resolved.status == "True"
     assert (words in resolved.message) == (status_ == "False")
     assert condition(plan, "AuditSink", "out", "Configured").status == "True"
+
+
+def test_a_tenants_policy_is_not_told_which_secret_a_sink_of_the_platform_lacks() -> None:
+    allowing = SPLUNK | {"spec": SPLUNK["spec"] | {"allowedNamespaces": {"from": "All"}}}
+    theirs = policy("p", "team-a", preset="CIS")
+    theirs["spec"]["sinks"] = [{"name": "splunk", "namespace": "audit-system"}]
+    plan = planned(
+        theirs, policy(sinks=("splunk",)), allowing, backend(tenants={"enabled": True}), world=with_references()
+    )
+    found = condition(plan, "AuditPolicy", "p", "SinksResolved", "team-a")
+    assert "SecretNotFound" in found.message
+    assert "siem" not in found.message
+    assert "Secret audit-system/siem" in condition(plan, "AuditPolicy", "p", "SinksResolved").message
 
 
 def kept(good: dict[str, Any], *others: dict[str, Any], world: World | None = None) -> Plan:

@@ -223,3 +223,19 @@ class TestSinksOfAPolicy:
             "spec.sinks[2]",
             "spec.sinks[3]",
         ]
+
+    def test_of_another_namespace_tell_nobody_that_they_exist_nor_what_is_wrong_with_them(self) -> None:
+        item = policy(namespace="team-b", preset="CIS", sinks=[{"name": "s", "namespace": "team-a"}])
+        there, gone = self.found(item, sink()), self.found(item)
+        broken = self.found(item, invalid="s")
+        assert there == gone == broken
+        refused = self.found(item, sink(allowedNamespaces={"from": "All"}), refused="s")
+        assert refused.refused[0].reason == "SinkNotAccepted"
+        assert "too many" not in refused.refused[0].message
+
+
+def test_all_files_of_a_namespace_together_are_within_its_quota() -> None:
+    file = {"file": {"path": "{namespace}/{sink}.log", "rotation": {"maxSize": "40Mi", "maxFiles": 1}}}
+    items = [sink(name, **file) for name in "abc"]
+    found = judged(items, sinkTypes=["file"], limits={"journalBytes": "200Mi"})
+    assert found == {"AuditSink/c": "FilesTooLarge"}

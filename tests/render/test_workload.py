@@ -5,6 +5,7 @@ from typing import Any
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 
+from audit_operator.render.program import credentials_secret
 from audit_operator.render.workload import SELECTOR, objects, stored
 from audit_operator.render.world import World
 from audit_operator.resources.auditbackend import AuditBackendSpec
@@ -109,7 +110,7 @@ def test_pods_pass_the_restricted_pod_security_standard(receiver: dict[str, Any]
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
     }
-    allowed = {"configMap", "secret", "emptyDir", "persistentVolumeClaim"}
+    allowed = {"configMap", "secret", "emptyDir", "persistentVolumeClaim", "projected"}
     assert all(set(volume) - {"name"} <= allowed for volume in spec["volumes"])
     assert spec["automountServiceAccountToken"] is False
 
@@ -225,3 +226,24 @@ def test_claims_of_file_sinks_are_mounted_under_their_names() -> None:
     (container,) = spec["containers"]
     mounted = [mount["mountPath"] for mount in container["volumeMounts"] if "claims" in mount["mountPath"]]
     assert mounted == ["/var/lib/audit-operator/claims/a", "/var/lib/audit-operator/claims/b.c"]
+
+
+def test_a_program_that_packs_well_is_bounded_by_what_receivers_take() -> None:
+    assert stored("x" * (32 << 20)).fits
+    assert not stored("x" * (33 << 20)).fits
+
+
+def credentials_of(**tenants: Any) -> list[str]:
+    spec = AuditBackendSpec.model_validate({"clusterName": "c", "tenants": tenants})
+    found = objects(spec, WORLD, program=stored("{}\n"), claims=(), journal_limit=10 << 30)
+    (item,) = (item for item in found if item["kind"] == "StatefulSet")
+    (volume,) = (each for each in item["spec"]["template"]["spec"]["volumes"] if each["name"] == "credentials")
+    assert all(source["secret"]["optional"] for source in volume["projected"]["sources"])
+    return [source["secret"]["name"] for source in volume["projected"]["sources"]]
+
+
+def test_pods_mount_every_secret_that_can_hold_credentials_so_that_no_tenant_restarts_them() -> None:
+    assert credentials_of() == ["audit-receiver-credentials"]
+    mounted = credentials_of(enabled=True)
+    wanted = {credentials_secret(f"team-{number}", "audit-system") for number in range(1000)}
+    assert wanted | {"audit-receiver-credentials"} == set(mounted)

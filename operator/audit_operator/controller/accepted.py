@@ -9,13 +9,13 @@ import gzip
 import json
 import logging
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Final
 
 from audit_operator.controller.watching import Seen
 from audit_operator.policy.memo import Same
-from audit_operator.render.objects import Object, encoded, new
+from audit_operator.render.objects import CONFIG_MAP_LIMIT, Object, encoded, new
 from audit_operator.render.world import Identity, Invalid, Resources, identity_of
 from audit_operator.resources.load import Resource, ResourceError, load_resource, to_document
 
@@ -25,7 +25,11 @@ NAME: Final = "audit-operator-accepted"
 _DATA: Final = "resources.json.gz"
 
 _PER_SHARD: Final = 500
-"""Resources in one ConfigMap, which takes 1 MiB: the largest AuditPolicies need some 2 kB each, packed."""
+"""Resources in one ConfigMap, for which most AuditPolicies need less than 2 kB each, packed …"""
+_LARGEST: Final = CONFIG_MAP_LIMIT * 4 // 3
+"""… and characters of base64 in one. Where some are much larger, there are more ConfigMaps …"""
+_MOST_SHARDS: Final = 4096
+"""… but no more than so many."""
 
 
 LastGood = Mapping[Identity, Resource | Object]
@@ -48,10 +52,11 @@ def current(seen: Iterable[Seen], last_good: LastGood) -> Resources:
     return Resources.of(items)
 
 
-def accepted(resources: Resources) -> dict[Identity, Resource]:
-    """What is in force: every valid resource, and the last good version of the others."""
+def accepted(resources: Resources, refused: Collection[Identity] = ()) -> dict[Identity, Resource]:
+    """What is in force: every valid resource, and the last good version of the others, but what does not count."""
     backend = (resources.backend,) if resources.backend else ()
-    return {identity_of(each): each for each in (*resources.policies, *resources.sinks, *backend)}
+    found = {identity_of(each): each for each in (*resources.policies, *resources.sinks, *backend)}
+    return {identity: resource for identity, resource in found.items() if identity not in refused}
 
 
 def is_shard(name: str) -> bool:
@@ -60,16 +65,36 @@ def is_shard(name: str) -> bool:
 
 
 def written(accepted: Mapping[Identity, Resource], namespace: str) -> list[Object]:
-    """The ConfigMaps that keep them. One change changes one of them."""
-    count = -(-len(accepted) // _PER_SHARD)
+    """The ConfigMaps that keep them. One change changes one of them, as long as their number stays.
+
+    A resource that is too large for a ConfigMap of its own is in none: nobody else's is missing because of it.
+    """
+    kept = sorted(accepted.items())
+    count = -(-len(kept) // _PER_SHARD)
+    shards = _sharded(kept, count)
+    while any(len(shard) > 1 and len(_packed(shard)) > _LARGEST for shard in shards) and count <= _MOST_SHARDS:
+        count *= 2
+        shards = _sharded(kept, count)
+    objects = []
+    for number, shard in enumerate(shards):
+        if not shard:
+            continue
+        packed = _packed(shard)
+        if len(packed) > _LARGEST:
+            names = ", ".join(str(identity_of(each.value)) for each in shard)
+            logger.warning(
+                "too large to be remembered, so a broken version of it would have no last good one: %s", names
+            )
+            continue
+        objects.append(new("v1", "ConfigMap", f"{NAME}-{number}", namespace, "operator", binaryData={_DATA: packed}))
+    return objects
+
+
+def _sharded(kept: Sequence[tuple[Identity, Resource]], count: int) -> list[tuple[Same[Resource], ...]]:
     shards: list[list[Same[Resource]]] = [[] for _ in range(count)]
-    for identity, resource in sorted(accepted.items()):
+    for identity, resource in kept:
         shards[zlib.crc32(str(identity).encode()) % count].append(Same(resource))
-    return [
-        new("v1", "ConfigMap", f"{NAME}-{number}", namespace, "operator", binaryData={_DATA: _packed(tuple(shard))})
-        for number, shard in enumerate(shards)
-        if shard
-    ]
+    return [tuple(shard) for shard in shards]
 
 
 def read(objects: Iterable[Object]) -> dict[Identity, Object]:

@@ -22,6 +22,7 @@ from audit_operator.controller import accepted, certificates, metrics, observed,
 from audit_operator.controller.children import CLAIMS, Children, Ref, Trouble, digest
 from audit_operator.controller.cluster import OURS, ApiError, Cluster, Discovered, ResourceType
 from audit_operator.controller.election import NotLeadingError
+from audit_operator.controller.pace import Pace
 from audit_operator.controller.receivers import Credentials, Receivers, Target
 from audit_operator.controller.recorder import News, Recorder
 from audit_operator.controller.references import References
@@ -34,20 +35,23 @@ from audit_operator.render.apiserver import APISERVER
 from audit_operator.render.exposure import RECEIVER, exposed
 from audit_operator.render.objects import Object, encoded, new, owned, text_hash
 from audit_operator.render.plan import Plan, render
-from audit_operator.render.program import HASH_KEY, references
+from audit_operator.render.program import CREDENTIALS, HASH_KEY, Credential, credentials_secret, references
 from audit_operator.render.report import OPERATOR_NAME
 from audit_operator.render.status import Condition, ResourceStatus, not_observed, with_conditions
+from audit_operator.render.tenants import followed
 from audit_operator.render.tls import CLIENT_TLS, OPERATOR_TLS, RECEIVER_TLS
 from audit_operator.render.volumes import to_grow
-from audit_operator.render.workload import CREDENTIALS, PROGRAM
+from audit_operator.render.workload import PROGRAM
 from audit_operator.render.world import Identity, ReceiverAddress, Resources, Volume, World, identity_of
-from audit_operator.resources.auditbackend import AuditBackend
+from audit_operator.resources.auditbackend import AuditBackend, Tenants
 from audit_operator.resources.load import Resource
 
 logger = logging.getLogger(__name__)
 
 _QUIET: Final = 0.05  # seconds without a change before a pass begins …
 _PATIENCE: Final = 0.5  # … but no longer than this after the first
+_AT_ONCE: Final = 20  # passes, and then …
+_PER_SECOND: Final = 1.0  # … who changes something all the time decides neither what etcd has to write nor our load
 _RESYNC: Final = 600.0  # seconds between passes that nothing calls for
 _LAST_RETRY: Final = 60.0
 _WRITERS: Final = 16  # statuses written at the same time
@@ -80,11 +84,12 @@ class Reconciler:
         self._settings = settings
         self._discovered = discovered
         self._changed = asyncio.Event()
+        self._pace = Pace(_AT_ONCE, _PER_SECOND)
         self.watching = Watching(self.wake)
         self.children = Children(cluster, settings.namespace, self.wake)
-        self.references = References(cluster, self.wake)
+        self.references = References(cluster, self.wake, settings.namespace)
         self.receivers = Receivers(cluster, settings.namespace, self._require, self.wake)
-        self._recorder = Recorder(cluster, settings.identity)
+        self._recorder = Recorder(cluster, settings.identity, settings.namespace)
         self._leadership: Leadership
         self._memory: _Memory | None = None
         self._next: datetime | None = None
@@ -115,6 +120,8 @@ class Reconciler:
         failures = 0
         while True:
             await self._settle(self._pause(failures))
+            await asyncio.sleep(self._pace.delay(time.monotonic()))
+            self._changed.clear()
             if not leadership.leading():
                 self._memory = None  # whoever leads meanwhile may change what is remembered
                 continue  # woken when elected
@@ -168,23 +175,22 @@ class Reconciler:
             self._memory = None  # what earlier passes left is not known: what follows must not pass for it later
         seen = {each.identity: each for each in self.watching.resources()}
         resources = accepted.current(seen.values(), memory.last_good)
-        await self.references.follow(references(resources.sinks))
+        backend = resources.backend
         world = World(
             server_version=self._discovered.version,
             namespaces=self.watching.namespaces(),
             kinds=self._discovered.kinds,
             served=self._discovered.served,
-            references=self.references.known(),
             root_namespace=self._settings.namespace,
             cluster_domain=self._settings.cluster_domain,
             image=self._settings.image,
             server_policy=memory.in_force,
         )
-        backend = resources.backend
-        in_force = accepted.accepted(resources)
+        await self.references.follow(followed(resources, backend.spec.tenants if backend else Tenants(), world))
+        world = replace(world, references=self.references.known())
         if backend is None:
             plan = await asyncio.to_thread(render, resources, world)
-            memory.last_good = in_force
+            memory.last_good = accepted.accepted(resources, plan.refused)
             await self.receivers.bring(None)
             stranded = [observed.without_backend(status) for status in plan.statuses]
             return await self._write_statuses(stranded, seen)
@@ -195,6 +201,7 @@ class Reconciler:
             resources, backend, replace(world, volumes=volumes), unread
         )
         plan = await asyncio.to_thread(render, resources, world)
+        in_force = accepted.accepted(resources, plan.refused)
         troubles, refused = unread, dict[str, str]()
         if not plan.blocked and not unread:
             troubles = await self._make(plan, backend, in_force, renewal, memory)
@@ -319,10 +326,10 @@ class Reconciler:
             self._leadership.require()
             if trouble := await self.children.apply(item):
                 troubles.append(trouble)
-        if plan.credentials or plan.program.hash_key_file:
-            keep.add(Ref("Secret", CREDENTIALS))
+        for secret, copied in _by_secret(plan, namespace).items():
+            keep.add(Ref("Secret", secret))
             self._leadership.require()
-            if trouble := await self._copy_credentials(plan, backend, memory):
+            if trouble := await self._copy_credentials(secret, copied, backend, memory):
                 troubles.append(trouble)
         if plan.cert_manager:
             # Were the operator's own until now: cert-manager takes them over, and nobody is without certificates.
@@ -338,27 +345,40 @@ class Reconciler:
             keep |= {ref for ref in live if ref.kind in _WORKLOADS}
         return troubles + await self.children.prune(keep.union(kept(live)))
 
-    async def _copy_credentials(self, plan: Plan, backend: AuditBackend, memory: "_Memory") -> Trouble | None:
-        """Copy what sinks refer to into the Secret that receivers read; nothing if neither side has changed since."""
-        ref = Ref("Secret", CREDENTIALS)
-        version = self.references.version(each.reference for each in plan.credentials)
-        sources = digest([version, [each.file for each in plan.credentials], plan.program.hash_key_file])
+    async def _copy_credentials(
+        self, secret: str, copied: Sequence[Credential], backend: AuditBackend, memory: "_Memory"
+    ) -> Trouble | None:
+        """Copy what sinks refer to into a Secret that receivers read; nothing if neither side has changed since.
+
+        What a tenant's sink refers to may be what nobody can read: then what receivers have of it stays, and it is no
+        trouble of anybody else's.
+        """
+        ref = Ref("Secret", secret)
+        version = self.references.version({each.reference for each in copied})
+        sources = digest([version, [each.file for each in copied]])
         live = self.children.live().get(ref)
-        if live and memory.credentials == (sources, live["resourceVersion"]):
+        if live and memory.credentials.get(secret) == (sources, live["resourceVersion"]):
             return None
+        contents = await self.references.contents(copied)
+        values = contents.values
         try:
-            values = await self.references.contents(plan.credentials)
-            if plan.program.hash_key_file:
-                found = await self.children.get(ref)
-                known = ((found or {}).get("data") or {}).get(HASH_KEY)
-                values[HASH_KEY] = base64.b64decode(known) if known else secrets.token_hex(32).encode()
+            if contents.unknown or secret == CREDENTIALS:
+                known = ((await self.children.get(ref) or {}).get("data")) or {}
+                values |= {name: base64.b64decode(known[name]) for name in contents.unknown if name in known}
+                if secret == CREDENTIALS:
+                    # Made before anybody asks for it: without it a receiver could not run a program that hashes.
+                    hash_key = known.get(HASH_KEY)
+                    values[HASH_KEY] = base64.b64decode(hash_key) if hash_key else secrets.token_hex(32).encode()
         except ApiError as error:
             return Trouble(ref, "ReadFailed", str(error))
         data = {name: encoded(value) for name, value in sorted(values.items())}
-        item = new("v1", "Secret", CREDENTIALS, self._settings.namespace, "receiver", type="Opaque", data=data)
+        item = new("v1", "Secret", secret, self._settings.namespace, "receiver", type="Opaque", data=data)
         if trouble := await self.children.apply(*owned([item], backend)):
             return trouble
-        memory.credentials = sources, self.children.live()[ref]["resourceVersion"]
+        if contents.failure:
+            logger.warning("%s; what receivers have of it stays", contents.failure)
+            return Trouble(ref, "ReadFailed", contents.failure) if secret == CREDENTIALS else None
+        memory.credentials[secret] = sources, self.children.live()[ref]["resourceVersion"]
         return None
 
     async def _target(
@@ -468,6 +488,11 @@ class Reconciler:
                 except ApiError as error:
                     if error.status in (404, 409):
                         return None
+                    if _for_good(error) and status.identity.namespace not in ("", self._settings.namespace):
+                        # Of a tenant's resource that has no room for a status. That is no trouble of anybody else's,
+                        # and no pass would get further.
+                        logger.warning("%s has no status: %s", status.identity, error)
+                        return None
                     return Trouble(Ref(status.identity.kind, status.identity.name), "StatusNotWritten", str(error))
                 if news := statuses.news(status, there.status):
                     await self._recorder.record(status.identity, there.uid, news)
@@ -489,14 +514,30 @@ class Reconciler:
 class _Memory(msgspec.Struct):
     """What one pass hands to the next; read from the cluster again after somebody else led.
 
-    ``credentials``: the sources and the Secret's version when they were last found equal. ``client``: the operator's
-    certificate, since when, and of which CA.
+    ``credentials``: of each Secret its sources and its version when they were last found equal. ``client``: the
+    operator's certificate, since when, and of which CA.
     """
 
     last_good: accepted.LastGood
     in_force: Policy | None
-    credentials: tuple[str, str] | None = None
+    credentials: dict[str, tuple[str, str]] = msgspec.field(default_factory=dict)
     client: tuple[str, datetime, Credentials] | None = None
+
+
+def _for_good(error: ApiError) -> bool:
+    """Whether the API server will not take the same the next time either."""
+    # etcd's refusal of what is larger than 1.5 MiB comes as a 500.
+    return error.status in (400, 413, 422) or "request is too large" in str(error)
+
+
+def _by_secret(plan: Plan, root_namespace: str) -> dict[str, list[Credential]]:
+    """What each Secret that receivers read holds; the platform's comes first, and always has the hash key."""
+    found: dict[str, list[Credential]] = {}
+    if plan.flags.body_limit is not None and not plan.blocked:
+        found[CREDENTIALS] = []
+    for each in plan.credentials:
+        found.setdefault(credentials_secret(each.namespace, root_namespace), []).append(each)
+    return found
 
 
 def _read(secret: Mapping[str, Any] | None) -> Credentials | None:

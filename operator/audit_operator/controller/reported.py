@@ -12,7 +12,7 @@ import msgspec
 from audit_operator.render.apiserver import APISERVER
 from audit_operator.render.program import PolicyProgram, Program, SinkProgram
 from audit_operator.render.report import SinkStatus, Status
-from audit_operator.render.status import Condition, counted, false, not_observed, true, under_way
+from audit_operator.render.status import Condition, counted, false, not_observed, see_sink, true, under_way, whose
 from audit_operator.render.tenants import Refusal
 from audit_operator.render.world import Identity
 
@@ -285,7 +285,9 @@ class Conditions:
         for sink in part[1].sinks:
             found = self._sink(sink)
             if found.status != "True":
-                said = f"AuditSink {sink}: {found.message}"
+                # Who may read a policy may not read what another namespace's server answers.
+                own = whose(sink) == part[1].namespace
+                said = f"AuditSink {sink}: {found.message if own else see_sink(found.reason)}"
                 return Condition(_DELIVERING, found.status, found.reason, said, found.under_way)
         takes = "takes" if len(part[1].sinks) == 1 else "take"
         return true(_DELIVERING, f"in force in every receiver that runs; {', '.join(part[1].sinks)} {takes} its events")

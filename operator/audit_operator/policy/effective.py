@@ -153,10 +153,20 @@ def _unseen(rule: Rule, tenant: str) -> str:
     if rule.non_resource_urls:
         return f"nonResourceURLs are in no namespace, and a policy in namespace {tenant} sees only requests there"
     if rule.namespaces and tenant not in rule.namespaces:
-        return (
-            f"a policy in namespace {tenant} sees only requests there, not in {', '.join(map(repr, rule.namespaces))}"
-        )
+        elsewhere = ", ".join(_quoted(name) for name in rule.namespaces[:_SHOWN])
+        more = f" and {len(rule.namespaces) - _SHOWN} more" if len(rule.namespaces) > _SHOWN else ""
+        return f"a policy in namespace {tenant} sees only requests there, not in {elsewhere}{more}"
     return ""
+
+
+_SHOWN = 3
+"""Namespaces that a notice names."""
+_LONGEST_SHOWN = 63
+"""Characters of one; no namespace's name has more."""
+
+
+def _quoted(name: str) -> str:
+    return repr(name if len(name) <= _LONGEST_SHOWN else f"{name[:_LONGEST_SHOWN]}…")
 
 
 def _rule(model: "PolicyRule | ServerRule", origin: str) -> Rule:

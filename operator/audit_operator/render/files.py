@@ -11,10 +11,9 @@ from audit_operator.render.kubeadm import kind, kubeadm
 from audit_operator.render.kubeconfig import CertificateFiles, kubeconfig
 from audit_operator.render.objects import Object, is_revision
 from audit_operator.render.policyfile import policy_file
-from audit_operator.render.program import HASH_KEY, Credential
+from audit_operator.render.program import CREDENTIALS, HASH_KEY, Credential, credentials_secret
 from audit_operator.render.status import ResourceStatus, counted
 from audit_operator.render.tls import CLIENT_TLS, RECEIVER_TLS, is_address
-from audit_operator.render.workload import CREDENTIALS
 from audit_operator.render.world import IMAGE, World
 from audit_operator.resources.yamlwriter import write
 
@@ -83,38 +82,61 @@ def status_files(statuses: Iterable[ResourceStatus]) -> dict[str, str]:
 
 
 def credentials_file(credentials: Sequence[Credential], hashes: bool, world: World) -> dict[str, str]:
-    """A script that copies what sinks refer to into the Secret that receivers read.
+    """A script that copies what sinks refer to into the Secrets that receivers read: the platform's, and tenants'.
 
-    ``hashes``: some redaction hashes, so the Secret needs a key for it, made once and kept.
+    ``hashes``: some redaction hashes, so the platform's needs a key for it, made once and kept.
     """
     if not credentials and not hashes:
         return {}
+    root = world.root_namespace
+    secrets: dict[str, list[Credential]] = {CREDENTIALS: []} if hashes else {}
+    for each in credentials:
+        secrets.setdefault(credentials_secret(each.namespace, root), []).append(each)
     # No kind, namespace, name or key can hold a blank or a quote.
-    copies = [f"copy {each.kind.lower()} {each.namespace} {each.name} {each.key} {each.file}" for each in credentials]
-    key = f"""
-# The key of redactions that hash: equal values stay recognizable only as long as it stays.
-template='{{{{with .data}}}}{{{{with index . "{HASH_KEY}"}}}}{{{{. | base64decode}}}}{{{{end}}}}{{{{end}}}}'
-kubectl -n "$namespace" get secret {CREDENTIALS} --ignore-not-found -o go-template="$template" >"$folder/{HASH_KEY}"
-[ -s "$folder/{HASH_KEY}" ] || openssl rand -hex 32 >"$folder/{HASH_KEY}"
-"""
+    parts = [
+        "\n".join(
+            [
+                f"secret {name}",
+                *(f"copy {each.kind.lower()} {each.namespace} {each.name} {each.key} {each.file}" for each in theirs),
+                *([_HASH_KEY.rstrip()] if hashes and name == CREDENTIALS else []),
+                "apply",
+            ]
+        )
+        for name, theirs in sorted(secrets.items())
+    ]
     script = f"""#!/bin/sh
-# Copies what AuditSinks refer to into the Secret that receivers read, {CREDENTIALS}. Needs kubectl.
+# Copies what AuditSinks refer to into the Secrets that receivers read, {" and ".join(sorted(secrets))}. Needs kubectl.
 set -eu
 umask 077
-namespace={world.root_namespace}
+namespace={root}
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 
+secret() {{ # name
+  secret=$1
+  mkdir "$folder/$secret"
+}}
+
 copy() {{ # kind namespace name key file
   case $1 in secret) decode=' | base64decode' ;; *) decode= ;; esac
-  kubectl -n "$2" get "$1" "$3" -o go-template="{{{{index .data \\"$4\\"$decode}}}}" >"$folder/$5"
+  kubectl -n "$2" get "$1" "$3" -o go-template="{{{{index .data \\"$4\\"$decode}}}}" >"$folder/$secret/$5"
 }}
-{chr(10).join(copies)}
-{key if hashes else ""}
-kubectl -n "$namespace" create secret generic {CREDENTIALS} --from-file="$folder" --dry-run=client -o yaml |
-  kubectl -n "$namespace" apply --server-side -f -
+
+apply() {{
+  kubectl -n "$namespace" create secret generic "$secret" --from-file="$folder/$secret" --dry-run=client -o yaml |
+    kubectl -n "$namespace" apply --server-side -f -
+}}
+
+{(chr(10) * 2).join(parts)}
 """
     return {"credentials.sh": script}
+
+
+_HASH_KEY: Final = f"""# The key of redactions that hash: equal values stay recognizable only as long as it stays.
+template='{{{{with .data}}}}{{{{with index . "{HASH_KEY}"}}}}{{{{. | base64decode}}}}{{{{end}}}}{{{{end}}}}'
+kubectl -n "$namespace" get secret "$secret" --ignore-not-found -o go-template="$template" >"$folder/$secret/{HASH_KEY}"
+[ -s "$folder/$secret/{HASH_KEY}" ] || openssl rand -hex 32 >"$folder/$secret/{HASH_KEY}"
+"""
 
 
 def _flags(flags: Flags, major: int, minor: int) -> str:
@@ -260,7 +282,7 @@ def _receiver_steps(
             f"`apiserver/` and prints the command that creates Secret {RECEIVER_TLS}."
         )
     if credentials:
-        yield f"Credentials: `sh credentials.sh` copies what sinks refer to into Secret {CREDENTIALS}."
+        yield "Credentials: `sh credentials.sh` copies what sinks refer to into the Secrets that receivers read."
     yield (
         "The receiver, and what API servers are to run: `kubectl apply --server-side -f manifests/`. Go on when the "
         f"receiver's pods are ready: `kubectl -n {world.root_namespace} get pods`."

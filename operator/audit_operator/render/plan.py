@@ -12,6 +12,7 @@ import msgspec
 from audit_operator.policy.effective import Effective, Selections
 from audit_operator.policy.model import Policy
 from audit_operator.render.apiserver import server_objects, server_revision
+from audit_operator.render.budgets import Demand, excess, program_excess, spec_bytes
 from audit_operator.render.exposure import Exposed, exposed
 from audit_operator.render.files import credentials_file, guide, manifest_files, server_files, status_files
 from audit_operator.render.flags import Flags, flags, log_directory
@@ -26,7 +27,7 @@ from audit_operator.render.remembered import (
     redactions,
     resolved,
 )
-from audit_operator.render.serverpolicy import server_policy
+from audit_operator.render.serverpolicy import Chosen, server_policy
 from audit_operator.render.status import (
     ResourceStatus,
     backend_status,
@@ -40,7 +41,16 @@ from audit_operator.render.status import (
     sink_status,
     sinks_resolved,
 )
-from audit_operator.render.tenants import Refusal, Sinks, missing, refusals, sinks_of, tenant_program
+from audit_operator.render.tenants import (
+    Refusal,
+    Sinks,
+    age,
+    missing,
+    refusals,
+    sinks_of,
+    tenant_program,
+    too_large,
+)
 from audit_operator.render.tls import CERTIFICATE_KIND, tls_objects
 from audit_operator.render.volumes import journal_limit
 from audit_operator.render.workload import StoredProgram, objects, stored
@@ -55,17 +65,20 @@ Item = TypeVar("Item", AuditPolicy, AuditSink)
 DEFAULT_CLUSTER_NAME: Final = "kubernetes"
 """The cluster's name without an AuditBackend to give one; kubeadm's own default."""
 
+_PARTS: Final = (0.9, 0.7, 0.5, 0.3, 0.1, 0.0)
+"""Of a ConfigMap, what its content is estimated to take, until it fits: parts pack worse, or better, than the whole."""
+
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """All that follows from resources and world.
 
     ``policies``: every AuditPolicy that counts, as receivers decide with it, whether or not it has sinks.
     ``server_policy``: what API servers are to run; ``kept``: they run it already, although less would do.
-    ``objects``: what to apply in the root namespace, in this order. ``credentials``: what to copy into the Secret that
+    ``objects``: what to apply in the root namespace, in this order. ``credentials``: what to copy into the Secrets that
     receivers read. ``blocked``: why there is nothing to install; what is running keeps running, and ``objects`` and
     ``server_files`` (what a control-plane node gets) are empty. ``complete``: ``objects`` are all there are to be, so
     that what is not among them may be pruned; revisions aside, of which the newest are kept. ``notices``: what a person
-    should know beside the statuses.
+    should know beside the statuses. ``refused``: valid resources that do not count.
     """
 
     world: World
@@ -84,6 +97,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     notices: tuple[str, ...]
     server_files: Mapping[str, str]
     cert_manager: bool
+    refused: frozenset[Identity]
 
     def files(self) -> dict[str, str]:
         """The texts of `audit-operator render -o` by path, sorted."""
@@ -117,46 +131,22 @@ def render(resources: Resources, world: World) -> Plan:
     A resource that is not valid, or does not count, changes nothing for the others; its status says why.
     """
     spec = resources.backend.spec if resources.backend else AuditBackendSpec(cluster_name=DEFAULT_CLUSTER_NAME)
-    refused = refusals(resources, spec.tenants, world)
-    known = {(sink.metadata.namespace, sink.metadata.name): sink for sink in resources.sinks}
-    selections = Selections(world.namespaces)
-    policies = []
-    for policy in _accepted(resources.policies, refused):
-        found = sinks_of(policy, known, refused, resources.broken, world.namespaces)
-        policies.append(_planned(policy, found, selections, world))
-    sinks = _accepted(resources.sinks, refused)
-
-    chosen = server_policy(
-        (planned.meaning.policy for planned in policies if planned.meaning.tenant is None),
-        spec.server_policy,
-        spec.tenants,
-        world,
-    )
-    flag_plan = flags(spec, chosen.policy, world.server_version)
     webhook = spec.webhook.enabled
     reached = exposed(spec.receiver, world)
-    receiver_program = program(
-        (planned.input for planned in policies if planned.input.sinks),
-        sinks,
-        cluster=spec.cluster_name,
-        body_limit=flag_plan.body_limit or 0,
-        journal_limit=journal_limit(spec, world.volumes),
-        tenants=tenant_program(spec.tenants, world.root_namespace),
-    )
-    program_text = encode(receiver_program)
-    kept_program = stored(program_text)
     backend_problems = _backend_problems(resources)
+    refused = refusals(resources, spec.tenants, world)
+    draft = _drafted(resources, refused, spec, world, reached)
+    for part in _PARTS:
+        too_many = _excess(draft, resources, spec, world, part)
+        if not too_many:
+            break
+        refused |= too_many
+        draft = _drafted(resources, refused, spec, world, reached)
+    policies, sinks, chosen, flag_plan, receiver_program, program_text, kept_program, files = draft
     blocked = (*backend_problems, *flag_plan.errors)
-    files: dict[str, str] = {}
-    if not blocked:
-        files = server_files(
-            chosen.policy,
-            flag_plan,
-            reached,
-            log_directory(spec.log.path) if spec.log.enabled else None,
-            world,
-            by_hand=spec.certificates.cert_manager is None,
-        )
+    if blocked:
+        files = {}
+    else:
         blocked = tuple(_size_problems(files, kept_program, program_text))
     if webhook:
         blocked = (*blocked, *_certificate_problems(spec, world))
@@ -235,6 +225,7 @@ def render(resources: Resources, world: World) -> Plan:
         notices=notices,
         server_files=files,
         cert_manager=spec.certificates.cert_manager is not None,
+        refused=frozenset(refused),
     )
 
 
@@ -245,6 +236,99 @@ class _Planned(NamedTuple):
     meaning: Effective
     sinks: Sinks
     input: PolicyInput
+
+
+class _Draft(NamedTuple):
+    """What follows for API servers and receivers if these policies and sinks count."""
+
+    policies: list[_Planned]
+    sinks: list[AuditSink]
+    chosen: Chosen
+    flags: Flags
+    program: Program
+    text: str
+    stored: StoredProgram
+    files: Mapping[str, str]
+
+
+def _drafted(
+    resources: Resources,
+    refused: Mapping[Identity, Refusal],
+    spec: AuditBackendSpec,
+    world: World,
+    reached: Exposed,
+) -> _Draft:
+    """``refused``: what does not count."""
+    known = {(sink.metadata.namespace, sink.metadata.name): sink for sink in resources.sinks}
+    selections = Selections(world.namespaces)
+    policies = []
+    for policy in _accepted(resources.policies, refused):
+        found = sinks_of(policy, known, refused, resources.broken, world.namespaces)
+        policies.append(_planned(policy, found, selections, world))
+    sinks = _accepted(resources.sinks, refused)
+    chosen = server_policy(
+        (planned.meaning.policy for planned in policies if planned.meaning.tenant is None),
+        spec.server_policy,
+        spec.tenants,
+        world,
+    )
+    flag_plan = flags(spec, chosen.policy, world.server_version)
+    receiver_program = program(
+        (planned.input for planned in policies if planned.input.sinks),
+        sinks,
+        cluster=spec.cluster_name,
+        body_limit=flag_plan.body_limit or 0,
+        journal_limit=journal_limit(spec, world.volumes),
+        tenants=tenant_program(spec.tenants, world.root_namespace),
+    )
+    text = encode(receiver_program)
+    files = server_files(
+        chosen.policy,
+        flag_plan,
+        reached,
+        log_directory(spec.log.path) if spec.log.enabled else None,
+        world,
+        by_hand=spec.certificates.cert_manager is None,
+    )
+    return _Draft(policies, sinks, chosen, flag_plan, receiver_program, text, stored(text), files)
+
+
+def _excess(
+    draft: _Draft, resources: Resources, spec: AuditBackendSpec, world: World, part: float
+) -> dict[Identity, Refusal]:
+    """What does not count, so that ConfigMaps can hold the rest: nobody's resource keeps all others out of force.
+
+    ``part``: of a ConfigMap, what is estimated to be in it.
+    """
+    room = int(CONFIG_MAP_LIMIT * part)
+    ages = {identity_of(policy): age(policy) for policy in resources.policies}
+    ages |= {identity_of(sink): age(sink) for sink in resources.sinks}
+    out: dict[Identity, Refusal] = {}
+    if not draft.stored.fits:
+        for identity, most in program_excess(draft.program, ages, world.root_namespace, room).items():
+            whose = "the platform" if identity.namespace == world.root_namespace else f"namespace {identity.namespace}"
+            out[identity] = too_large(
+                f"the receivers' program, as gzip, would have more than the {CONFIG_MAP_LIMIT} bytes that a ConfigMap "
+                f"takes with this one and all of {whose}",
+                most,
+                "make it smaller, or share rules: equal lists of rules are written once",
+            )
+    if _bytes(draft.files) > CONFIG_MAP_LIMIT and spec.server_policy.fixed is None:
+        platform = (planned.resource for planned in draft.policies if planned.meaning.tenant is None)
+        demands = [Demand(identity_of(each), age(each), {identity_of(each): spec_bytes(each)}) for each in platform]
+        for identity, needed in excess(demands, room).items():
+            out[identity] = too_large(
+                f"the API servers' policy file would have more than the {CONFIG_MAP_LIMIT} bytes that a ConfigMap "
+                f"takes; this and older AuditPolicies have {needed}",
+                room,
+                "make it smaller, or let API servers record more than is needed with spec.serverPolicy.fixed of the "
+                "AuditBackend",
+            )
+    return out
+
+
+def _bytes(files: Mapping[str, str]) -> int:
+    return sum(len(text.encode()) for text in files.values())
 
 
 def _planned(policy: AuditPolicy, sinks: Sinks, selections: Selections, world: World) -> _Planned:
@@ -280,19 +364,24 @@ def _policy_statuses(
     recorded = recording(server) if server is not None else None
     for planned in policies:
         resource, meaning = planned.resource, planned.meaning
-        warnings, unreachable = judged(resource, world.kinds, world.server_version)
+        verdict = judged(resource, world.kinds, world.server_version, bounded=meaning.tenant is not None)
         coverage = recorded.covers(planned.input.policy) if recorded is not None else None
         yield policy_status(
             resource,
             [
-                compiled(meaning, unreachable, warnings),
+                compiled(meaning, verdict),
                 covered(coverage, _way_out(meaning, spec)),
-                sinks_resolved(planned.sinks, waiting, webhook=spec.webhook.enabled, log=spec.log.enabled),
+                sinks_resolved(
+                    planned.sinks,
+                    waiting,
+                    resource.metadata.namespace,
+                    webhook=spec.webhook.enabled,
+                    log=spec.log.enabled,
+                ),
             ],
             {
                 "rules": len(meaning.policy.rules),
-                "unreachableRules": unreachable,
-                "warnings": warnings,
+                **({"unreachableRules": verdict.unreachable, "warnings": verdict.warnings} if verdict else {}),
                 "hash": input_hash(planned.input),
             },
         )
@@ -390,7 +479,7 @@ def _size_problems(files: Mapping[str, str], kept_program: StoredProgram, progra
             f"{CONFIG_MAP_LIMIT}",
             way_out="make policies share presets and rules: equal lists of rules are written once",
         )
-    size = sum(len(text.encode()) for text in files.values())
+    size = _bytes(files)
     if size > CONFIG_MAP_LIMIT:
         yield Problem(
             "apiserver/policy.yaml",

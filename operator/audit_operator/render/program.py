@@ -26,6 +26,14 @@ PROGRAM_FILE: Final = "program.json"
 CREDENTIALS_DIRECTORY: Final = "/etc/audit-operator/credentials"
 HASH_KEY: Final = "hash-key"
 """The key in the Secret of credentials under which the secret of action Hash stands."""
+CREDENTIALS: Final = "audit-receiver-credentials"
+"""The Secret of what the platform's sinks refer to, and of the hash key."""
+TENANTS_SECRETS: Final = 16
+"""Secrets of what tenants' sinks refer to. Each tenant always has the same one, by its name; a Secret for each would
+have to be named in the receivers' pods, and restart all of them whenever a tenant comes or goes.
+"""
+SECRET_LIMIT: Final = 900_000
+"""Bytes that we put into one Secret; the API server takes 1 MiB."""
 CLAIMS_DIRECTORY: Final = "/var/lib/audit-operator/claims"
 """Where the claims that file sinks name are mounted, each below its own name."""
 
@@ -311,6 +319,18 @@ def redactions_of(policy: PolicyProgram) -> tuple[RedactionRule, ...]:
 def credentials(sinks: Iterable[AuditSink]) -> tuple[Credential, ...]:
     """What the sinks refer to in Secrets and ConfigMaps of their namespaces, sorted, each once."""
     return tuple(sorted(set().union(*(_credentials_of(Same(sink)) for sink in sinks))))
+
+
+def credentials_secret(namespace: str, root_namespace: str) -> str:
+    """The Secret in which receivers find what sinks of this namespace refer to."""
+    if namespace == root_namespace:
+        return CREDENTIALS
+    return tenants_secret(zlib.crc32(namespace.encode()) % TENANTS_SECRETS)
+
+
+def tenants_secret(number: int) -> str:
+    """The name of one of the Secrets of tenants' credentials."""
+    return f"{CREDENTIALS}-{number:02}"
 
 
 def references(sinks: Iterable[AuditSink]) -> frozenset[Reference]:

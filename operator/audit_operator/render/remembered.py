@@ -15,7 +15,7 @@ from audit_operator.policy.effective import Effective, Selections, effective, re
 from audit_operator.policy.kinds import Kinds, Version
 from audit_operator.policy.lint import Severity, body_lint, lint
 from audit_operator.policy.memo import Same
-from audit_operator.policy.model import Policy
+from audit_operator.policy.model import Policy, Rule
 from audit_operator.policy.redact import RedactionRule
 from audit_operator.render.objects import text_hash
 from audit_operator.render.program import PolicyInput, encode, program
@@ -26,6 +26,9 @@ _MANY: Final = 8192
 
 
 _SOMEWHERE: Final = "somewhere"
+
+_MOST_COMPARISONS: Final = 20_000
+"""Rules times the values in all of them: 50 rules of 8 values each. They are judged in some 50 ms."""
 
 
 class Judged(NamedTuple):
@@ -52,10 +55,16 @@ def resolved(policy: Policy, selections: Selections) -> Policy:
     return _one(selections.resolve(policy))
 
 
-def judged(policy: AuditPolicy, kinds: Kinds, server: Version) -> Judged:
-    """What lint says of it as it is written: a tenant's rules keep their numbers."""
+def judged(policy: AuditPolicy, kinds: Kinds, server: Version, *, bounded: bool = False) -> Judged | None:
+    """What lint says of it as it is written: a tenant's rules keep their numbers.
+
+    ``bounded``: None for one that takes long. Lint compares each rule with all others; a tenant that writes hundreds of
+    values into each of them must not hold up what becomes of everybody's resources.
+    """
     namespace = policy.metadata.namespace
     written = meaning_of(policy, namespace).policy
+    if bounded and _comparisons(Same(written)) > _MOST_COMPARISONS:
+        return None
     return _judged(_somewhere(written, namespace), len(policy.spec.rules), kinds, server)
 
 
@@ -98,6 +107,18 @@ def _meaning(same: Same[AuditPolicy], root_namespace: str) -> Effective:
 @lru_cache(maxsize=_MANY)
 def _redactions(same: Same[AuditPolicy]) -> tuple[RedactionRule, ...]:
     return redactions_of(same.value)
+
+
+@lru_cache(maxsize=_MANY)
+def _comparisons(same: Same[Policy]) -> int:
+    rules = same.value.rules
+    return len(rules) * sum(map(_values, rules))
+
+
+def _values(rule: Rule) -> int:
+    """How many names stand in a rule."""
+    named = sum(1 + len(entry.resources) * max(1, len(entry.resource_names)) for entry in rule.resources)
+    return named + sum(map(len, (rule.users, rule.user_groups, rule.verbs, rule.namespaces, rule.non_resource_urls)))
 
 
 @lru_cache(maxsize=_MANY)

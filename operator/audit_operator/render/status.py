@@ -3,6 +3,7 @@
 Nothing is installed and nothing flows here, so what only a cluster can show is Unknown, reason NotObserved.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
@@ -10,6 +11,7 @@ import msgspec
 
 from audit_operator.policy.coverage import Coverage
 from audit_operator.policy.effective import Effective
+from audit_operator.render.remembered import Judged
 from audit_operator.render.tenants import Refusal, Sinks
 from audit_operator.render.world import Identity, Invalid, identity_of
 from audit_operator.resources.auditbackend import AuditBackend
@@ -20,6 +22,15 @@ from audit_operator.resources.meta import API_VERSION
 
 NOT_OBSERVED: Final = "NotObserved"
 
+LONGEST_MESSAGE: Final = 4096
+"""Characters of a condition's message. The CRDs take 32,768, but a status has up to ten conditions, may repeat one
+message three times, and has to fit into the 1.5 MiB of an object beside a spec of which its author decides the size.
+"""
+
+_LONGEST_REASON: Final = 1024
+_REASON: Final = re.compile(r"[A-Za-z](?:[A-Za-z0-9_,:]*[A-Za-z0-9_])?")
+"""As the CRDs have it."""
+
 _CONCLUSIONS: Final = frozenset({"Reconciling", "Stalled", "Ready"})
 """Conditions that follow from the others."""
 
@@ -28,6 +39,9 @@ class Condition(msgspec.Struct, frozen=True):
     """metav1.Condition without lastTransitionTime and observedGeneration.
 
     ``under_way``: what does not hold yet will without anybody's help; not on the wire.
+
+    Whatever it is made of, a person's text or an API server's, it is one that the CRDs take: a status that is refused
+    would never be written again, and nobody would learn why.
     """
 
     type: str
@@ -35,6 +49,23 @@ class Condition(msgspec.Struct, frozen=True):
     reason: str
     message: str
     under_way: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.reason) > _LONGEST_REASON or not _REASON.fullmatch(self.reason):
+            msgspec.structs.force_setattr(self, "reason", "Unknown")
+        if len(self.message) > LONGEST_MESSAGE:
+            msgspec.structs.force_setattr(self, "message", _shortened(self.message, LONGEST_MESSAGE))
+
+
+def _shortened(message: str, most: int) -> str:
+    """The message within ``most`` characters: its beginning, of whole lines if there are some, and what is left out."""
+    if len(message) <= most:
+        return message
+    begin = message[: most - 64]
+    whole = begin.rpartition("\n")[0]
+    if len(whole) > most // 2:
+        return f"{whole}\n… and {counted(message.count(chr(10), len(whole)), 'more line')}"
+    return f"{begin}… and {len(message) - len(begin)} more characters"
 
 
 class ResourceStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -159,15 +190,17 @@ def policy_status(policy: AuditPolicy, conditions: Sequence[Condition], fields: 
     )
 
 
-def compiled(meaning: Effective, unreachable: int, warnings: int) -> Condition:
-    """Compiled, of a policy that counts."""
+def compiled(meaning: Effective, verdict: Judged | None) -> Condition:
+    """Compiled, of a policy that counts. ``verdict``: what lint says; None if that would have taken too long."""
     text = counted(len(meaning.policy.rules), "rule")
     if meaning.tenant is not None:
         text += f" for requests in namespace {meaning.tenant}"
-    if unreachable:
-        text += f", {unreachable} of them unreachable"
-    if warnings:
-        text += f"; {counted(warnings, 'warning')}, which `audit-operator lint` shows"
+    if verdict is None:
+        text += "; too many values to be judged here, `audit-operator lint` does it"
+    elif verdict.unreachable:
+        text += f", {verdict.unreachable} of them unreachable"
+    if verdict is not None and verdict.warnings:
+        text += f"; {counted(verdict.warnings, 'warning')}, which `audit-operator lint` shows"
     return true("Compiled", "\n".join([text, *meaning.notices]))
 
 
@@ -180,8 +213,10 @@ def covered(coverage: Coverage | None, way_out: str) -> Condition:
     return false("Covered", Refusal("NotCovered", f"{coverage}: {way_out}"))
 
 
-def sinks_resolved(sinks: Sinks, waiting: Mapping[str, Refusal], *, webhook: bool, log: bool) -> Condition:
-    """SinksResolved: whether what is recorded for a policy has somewhere to go.
+def sinks_resolved(
+    sinks: Sinks, waiting: Mapping[str, Refusal], namespace: str, *, webhook: bool, log: bool
+) -> Condition:
+    """SinksResolved: whether what is recorded for a policy of ``namespace`` has somewhere to go.
 
     ``waiting``: sinks, as ``namespace/name``, whose events wait for what they refer to.
     """
@@ -199,8 +234,22 @@ def sinks_resolved(sinks: Sinks, waiting: Mapping[str, Refusal], *, webhook: boo
             "is false: its events are in the API servers' own log files only"
         )
         return true(kind, text, "WebhookDisabled")
-    held = [f"AuditSink {name}: {waiting[name].message}" for name in sinks.resolved if name in waiting]
+    held = [
+        f"AuditSink {name}: {waiting[name].message if whose(name) == namespace else see_sink(waiting[name].reason)}"
+        for name in sinks.resolved
+        if name in waiting
+    ]
     return true(kind, "\n".join([f"delivers to {', '.join(sinks.resolved)}", *held]))
+
+
+def whose(sink: str) -> str:
+    """The namespace of a sink that is named as ``namespace/name``."""
+    return sink.partition("/")[0]
+
+
+def see_sink(reason: str) -> str:
+    """What people of another namespace are told of a sink: no name of a Secret, no word of its server."""
+    return f"{reason}; the sink's own status says why"
 
 
 def sink_status(sink: AuditSink, policies: int, hash_: str, missing: Refusal | None) -> ResourceStatus:
@@ -262,7 +311,8 @@ def invalid_status(invalid: Invalid, in_force: ResourceStatus | None) -> Resourc
     said = [lines(invalid.problems)]
     fields: Mapping[str, Any] = {}
     if in_force is not None:
-        said.append(_kept(in_force))
+        # What stays in force matters more than the last of many problems.
+        said = [_shortened(said[0], LONGEST_MESSAGE * 3 // 4), _shortened(_kept(in_force), LONGEST_MESSAGE // 4)]
         fields = in_force.fields
     return ResourceStatus(
         identity=invalid.identity,

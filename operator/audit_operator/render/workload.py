@@ -16,7 +16,14 @@ from audit_operator.render.objects import (
     revision,
     text_hash,
 )
-from audit_operator.render.program import CLAIMS_DIRECTORY, CREDENTIALS_DIRECTORY, PROGRAM_FILE
+from audit_operator.render.program import (
+    CLAIMS_DIRECTORY,
+    CREDENTIALS,
+    CREDENTIALS_DIRECTORY,
+    PROGRAM_FILE,
+    TENANTS_SECRETS,
+    tenants_secret,
+)
 from audit_operator.render.tls import RECEIVER_TLS
 from audit_operator.render.volumes import VOLUME, template_size
 
@@ -27,7 +34,6 @@ if TYPE_CHECKING:
     from audit_operator.resources.auditbackend import AuditBackendSpec, Exposure, Receiver
 
 PROGRAM: Final = f"{RECEIVER}-program"
-CREDENTIALS: Final = f"{RECEIVER}-credentials"
 
 _STATE: Final = "/var/lib/audit-operator"
 _METRICS_PORT: Final = 9090
@@ -42,6 +48,9 @@ SELECTOR: Final = {"app.kubernetes.io/name": "audit-operator", COMPONENT: "recei
 
 _LABELS: Final = labels_of("receiver")
 
+LARGEST_PROGRAM: Final = 32 << 20
+"""Bytes of a program's text, half of what receivers take."""
+
 _PLAIN_PROGRAM: Final = 900_000
 """Bytes up to which a program stays readable in its ConfigMap."""
 
@@ -51,13 +60,14 @@ class StoredProgram(NamedTuple):
 
     ``content``: ``data`` or ``binaryData`` of the one that receivers mount, under the same key in both: a receiver
     tells gzip by its first bytes. ``archive``: the same for the revision, always gzip.
-    ``size``: bytes that the larger of them takes.
+    ``size``: bytes that the larger of them takes. ``unpacked``: bytes of the text.
     """
 
     hash: str
     content: dict[str, dict[str, str]]
     archive: dict[str, dict[str, str]]
     size: int
+    unpacked: int
 
     @property
     def revision(self) -> str:
@@ -66,8 +76,8 @@ class StoredProgram(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        """Whether a ConfigMap can hold it."""
-        return self.size <= CONFIG_MAP_LIMIT
+        """Whether a ConfigMap can hold it, and a receiver takes it."""
+        return self.size <= CONFIG_MAP_LIMIT and self.unpacked <= LARGEST_PROGRAM
 
 
 def stored(program: str) -> StoredProgram:
@@ -78,7 +88,7 @@ def stored(program: str) -> StoredProgram:
     content = {"data": {PROGRAM_FILE: program}} if plain <= _PLAIN_PROGRAM else archive
     bytes_packed = len(packed) * 3 // 4
     return StoredProgram(
-        text_hash(program), content, archive, max(plain if plain <= _PLAIN_PROGRAM else 0, bytes_packed)
+        text_hash(program), content, archive, max(plain if plain <= _PLAIN_PROGRAM else 0, bytes_packed), plain
     )
 
 
@@ -89,10 +99,13 @@ def objects(
 
     ``program``: what receivers run; a new one reaches running pods through the volume and restarts none.
     ``claims``: PersistentVolumeClaims that file sinks write to. ``journal_limit``: the program's, in bytes.
-    The Secret of credentials is not among the objects: its content is known to the cluster only.
+    The Secrets of credentials are not among the objects: their content is known to the cluster only.
     """
     receiver, namespace = spec.receiver, world.root_namespace
     stateful = receiver.storage.persistent_volume_claim is not None
+    workload = _stateful_set(receiver, world, claims) if stateful else _deployment(receiver, world, claims)
+    if spec.tenants.enabled:
+        _add_credentials(workload, map(tenants_secret, range(TENANTS_SECRETS)))
     result = [
         _service_account(receiver, namespace),
         revision(PROGRAM, namespace, "receiver", of="receiver-program", hash_=program.hash, **program.archive),
@@ -103,9 +116,21 @@ def objects(
         *([_alerts(receiver, namespace, journal_limit)] if receiver.prometheus_rule.enabled else []),
         _network_policy(namespace),
         _disruption_budget(namespace),
-        _stateful_set(receiver, world, claims) if stateful else _deployment(receiver, world, claims),
+        workload,
     ]
     return tuple(result)
+
+
+def _add_credentials(workload: Object, secrets: "Iterable[str]") -> None:
+    """Files of more Secrets in the folder of credentials. Whoever has none of them yet, the pods need not change."""
+    volumes = workload["spec"]["template"]["spec"]["volumes"]
+    (volume,) = (volume for volume in volumes if volume["name"] == "credentials")
+    volume["projected"]["sources"] += map(_optional, secrets)
+
+
+def _optional(secret: str) -> Object:
+    # A receiver starts without it and says of which sinks the credentials are missing.
+    return {"secret": {"name": secret, "optional": True}}
 
 
 def _object(api_version: str, kind: str, name: str, namespace: str, **rest: object) -> Object:
@@ -259,10 +284,9 @@ def _pod(receiver: "Receiver", world: "World", claims: "Iterable[str]", journal:
         "volumes": [
             {"name": "program", "configMap": {"name": PROGRAM, "defaultMode": _GROUP_MAY_READ}},
             {"name": "tls", "secret": {"secretName": RECEIVER_TLS, "defaultMode": _GROUP_MAY_READ}},
-            # Optional: a receiver starts without it and says of which sinks the credentials are missing.
             {
                 "name": "credentials",
-                "secret": {"secretName": CREDENTIALS, "defaultMode": _GROUP_MAY_READ, "optional": True},
+                "projected": {"defaultMode": _GROUP_MAY_READ, "sources": [_optional(CREDENTIALS)]},
             },
             {"name": "tmp", "emptyDir": {"sizeLimit": "256Mi"}},
             *([journal] if journal else []),

@@ -67,8 +67,9 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     None before the first installation; a union that became smaller does not replace it. ``certificates``: None offline;
     objects and files then name Secrets and paths that somebody fills. ``served``: every (apiVersion, kind) that the
     cluster serves, None offline: it is taken to serve all. ``references``: the keys of every Secret and ConfigMap that
-    sinks refer to (`program.references` says which these are); one that is not among them does not exist; None
-    offline: nobody looked. ``volumes``: receivers' volumes by number, those that none has any more among them.
+    sinks refer to (`tenants.followed` says which these are), with the bytes of their values; one that is not among them
+    does not exist; None offline: nobody looked. ``volumes``: receivers' volumes by number, those that none has any more
+    among them.
     """
 
     server_version: Version = NEWEST
@@ -81,7 +82,7 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     receiver_address: ReceiverAddress = ReceiverAddress()
     server_policy: Policy | None = None
     served: frozenset[tuple[str, str]] | None = None
-    references: Mapping[Reference, frozenset[str]] | None = None
+    references: Mapping[Reference, Mapping[str, int]] | None = None
     volumes: tuple[Volume, ...] = ()
 
 

@@ -415,14 +415,25 @@ Network = Annotated[Cidr, AfterValidator(_known_network)]
 
 
 class TenantLimits(Model):
-    """The most a tenant's namespace may have; of too many resources the oldest are in force, the others' status says
-    why not.
+    """The most a tenant's namespace may have; of too many resources, or too large ones, the oldest are in force, the
+    others' status says why not. What is scarce for all tenants together is divided in equal parts.
     """
 
     max_policies: Integer = Field(5, ge=0, le=1000, description="AuditPolicies in one namespace.")
     max_rules_per_policy: Integer = Field(50, ge=1, le=MAX_RULES, description="Rules of one AuditPolicy.")
     max_redactions_per_policy: Integer = Field(16, ge=0, le=64, description="Redactions of one AuditPolicy.")
     max_sinks: Integer = Field(3, ge=0, le=1000, description="AuditSinks in one namespace.")
+    policy_bytes: Quantity = Field(
+        "64Ki", description="Specs of a namespace's AuditPolicies together, as compact JSON without defaults."
+    )
+    sink_bytes: Quantity = Field(
+        "32Ki", description="Specs of a namespace's AuditSinks together, as compact JSON without defaults."
+    )
+    credential_bytes: Quantity = Field(
+        "256Ki",
+        description="What a namespace's AuditSinks refer to in Secrets and ConfigMaps, together: values, and twice "
+        "the names under which receivers find them.",
+    )
     journal_bytes: Quantity = Field(
         "256Mi",
         description="What waits in one receiver for all sinks of a namespace together, events that a sink refused "
