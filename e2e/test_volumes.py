@@ -142,8 +142,8 @@ def test_volumes_that_cannot_grow_are_said_and_stay_as_they_are(
     wait_for(lambda: cluster.reached(SETUP[2], "Published"), "policies are in force all the same", operator)
 
     storage_class(cluster)
-    cluster.apply(stored("12Gi"))
-    wait_for(lambda: {requested(each) for each in items(cluster, CLAIMS).values()} == {"12Gi"}, "they grow", operator)
+    cluster.apply(stored("21Gi"))
+    wait_for(lambda: {requested(each) for each in items(cluster, CLAIMS).values()} == {"21Gi"}, "they grow", operator)
     cluster.apply(stored("5Gi"))
     wait_for(lambda: cluster.reached(SETUP[0], "StorageReady", "False", "CannotShrink"), "it is said", operator)
-    assert "write size: 12Gi" in condition(cluster.get(SETUP[0]), "StorageReady")["message"]
+    assert "write size: 21Gi" in condition(cluster.get(SETUP[0]), "StorageReady")["message"]
