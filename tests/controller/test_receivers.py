@@ -18,8 +18,8 @@ from audit_operator.render.program import Program, encode
 from audit_operator.render.status import Condition
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "receiver"))
-from receiving import Setup, event, event_list, eventually, policy, program, receiving, sink
-from tls_certificates import authority, issued
+from receiving import Setup, client_certificate, event, event_list, eventually, policy, program, receiving, sink
+from tls_certificates import authority
 
 
 class Pods:
@@ -62,7 +62,7 @@ class Operator:
         self.pods = pods
         self.wakes = 0
         self._port = port
-        made = issued("audit-operator", ca=ca)
+        made = client_certificate("audit-operator", ca)
         self._credentials = Credentials(authority().pem.decode(), made.certificate.decode(), made.key.decode())
         self.receivers = Receivers(pods, "audit-system", self._require, self._wake)  # type: ignore[arg-type]
 

@@ -20,7 +20,7 @@ from typing import Any
 import aiohttp
 import pytest
 from faults import FaultyServer, Reply, Request
-from receiving import client, event, event_list, eventually, program, sink, tls_of
+from receiving import client, event, event_list, eventually, name_clients, program, sink, tls_of
 from tls_certificates import issued, written
 
 from audit_operator.receiver.quarantine import MALFORMED, Quarantine, malformed, refused
@@ -34,6 +34,7 @@ class Process:
         self.folder = folder
         (folder / "program.json").write_text(encode(what))
         written(folder / "tls", issued("audit-receiver", "localhost"))
+        name_clients(folder)
         self.process: subprocess.Popen[str] | None = None
         self.port = self.plain = 0
         self.log: list[str] = []
