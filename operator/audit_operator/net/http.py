@@ -236,6 +236,9 @@ class HttpServer:
                 await self._empty.wait()
         ending = [each.kill() for each in [*self._trusted, *self._strangers]]
         await asyncio.gather(*(each for each in ending if each is not None), return_exceptions=True)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1.0):
+                await self._empty.wait()
 
 
 class Connection(asyncio.Protocol):
