@@ -15,6 +15,9 @@ from audit_operator.net.http import BadRequestError, HttpServer, Limits, Request
 GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n"
 
 
+LIMITS = Limits(trusted=8, strangers=8)
+
+
 class Echo:
     """Answers with what was sent; strangers are all, unless ``trusted``."""
 
@@ -50,7 +53,7 @@ class Echo:
 
 
 @contextlib.asynccontextmanager
-async def serving(application: Echo, limits: Limits = Limits(trusted=8, strangers=8)) -> AsyncIterator[int]:
+async def serving(application: Echo, limits: Limits = LIMITS) -> AsyncIterator[int]:
     """The port."""
     server = HttpServer(application, limits)
     listening = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
@@ -62,7 +65,7 @@ async def serving(application: Echo, limits: Limits = Limits(trusted=8, stranger
         assert server.connections == 0
 
 
-def run(test: Callable[[Echo, int], Awaitable[None]], limits: Limits = Limits(trusted=8, strangers=8)) -> None:
+def run(test: Callable[[Echo, int], Awaitable[None]], limits: Limits = LIMITS) -> None:
     async def whole() -> None:
         application = Echo()
         async with serving(application, limits) as port:

@@ -15,15 +15,19 @@ def test_a_reason_is_logged_once_a_minute_with_how_often_it_was_not(
     monkeypatch.setattr(throttling.time, "monotonic", lambda: now)
     log = ThrottledLog(logging.getLogger("test"))
     for _ in range(1000):
-        log.warn("one", "refused: %s", "this")
-    log.warn("another", "refused: %s", "that")
+        log.report("one", "refused: %s", "this")
+    log.report("another", "refused: %s", "that")
     now += 61
-    log.warn("one", "refused: %s", "this")
-    assert caplog.messages == ["refused: this", "refused: that", "refused: this (999 more since the last line about this)"]
+    log.report("one", "refused: %s", "this")
+    assert caplog.messages == [
+        "refused: this",
+        "refused: that",
+        "refused: this (999 more since the last line about this)",
+    ]
 
 
 def test_a_stranger_writes_no_lines_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
-    ThrottledLog(logging.getLogger("test")).warn("one", "refused: %s", "x\nERROR all is lost %s" + "y" * 1000)
+    ThrottledLog(logging.getLogger("test")).report("one", "refused: %s", "x\nERROR all is lost %s" + "y" * 1000)
     (message,) = caplog.messages
     assert "\n" not in message
     assert len(message) < 300

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import socket
 import ssl
 from collections.abc import Callable, Coroutine
 from pathlib import Path

@@ -67,7 +67,7 @@ class _Answers:
 
     def refused(self, reason: str, message: str, client: str) -> None:
         """Logged once a minute."""
-        self._log.warn(reason, "refused (%s): %s, from %s", reason, message, client)
+        self._log.report(reason, "refused (%s): %s, from %s", reason, message, client)
 
     async def answer(self, request: Request) -> Response:
         """See `net.http.Application`."""

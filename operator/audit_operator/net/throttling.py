@@ -17,7 +17,7 @@ class ThrottledLog:
         self._last: dict[str, float] = {}
         self._suppressed: dict[str, int] = {}
 
-    def warn(self, reason: str, message: str, *details: object) -> None:
+    def report(self, reason: str, message: str, *details: object) -> None:
         """Log ``message``, of which ``details`` are shortened, unless this ``reason`` was logged within a minute."""
         now = time.monotonic()
         if now - self._last.get(reason, -_SECONDS) < _SECONDS:

@@ -234,8 +234,8 @@ def _refused(error: Exception) -> EventError:
 
 
 def _flat(error: Exception, document: bytes) -> bytes:
-    """As long as ``document``, of the same structure, without escapes but for one-letter ones, and all ASCII; no JSON if
-    that was none. Raises EventError for an escape that is none.
+    """As long as ``document``, of the same structure, all ASCII, and without escapes but for one-letter ones; no JSON
+    if that was none. Raises EventError for an escape that is none.
     """
     pieces, start = [], 0
     while start < len(document):

@@ -1,7 +1,8 @@
 """The memory for bodies of POSTs: charged as bytes arrive, and shared so that no client starves another.
 
 What a client announces costs nothing. What it has sent is held until its POST is answered, or until somebody who holds
-less needs the memory: then the newest body that is still coming gives way, of whoever holds most.
+less needs the memory, and nothing is given back by itself: then the newest body that is still coming gives way, of
+whoever holds most.
 """
 
 import asyncio
@@ -10,8 +11,11 @@ from typing import Final
 
 from audit_operator.receiver.intake import BusyError
 
-_PATIENCE: Final = 10.0
-"""Seconds that a body waits for memory."""
+_TURN: Final = 1.0
+"""Seconds that a body waits for those that have come to be answered; then somebody who holds more gives way to it."""
+
+_TURNS: Final = 10
+"""So often, if nobody holds more; then it gives way itself."""
 
 _READ: Final = 1 << 18
 """Bytes that may come of a body that was told to go on, before it can be told to wait again."""
@@ -67,10 +71,17 @@ class BodyBudget:
             if claim in self._waiting and not self._will_be_freed(claim) and self._made_room(claim):
                 self._go_on(claim)
 
-    def expired(self, claim: "BodyClaim") -> None:
-        """It has waited too long."""
-        self._waiting.pop(claim, None)
-        self._end(claim)
+    def waited(self, claim: "BodyClaim", turns: int) -> None:
+        """It has waited so many turns."""
+        if claim not in self._waiting:
+            return
+        if self._made_room(claim, patient=False):
+            self._go_on(claim)
+        elif claim in self._waiting:
+            if turns >= _TURNS:
+                self._end(claim)
+            else:
+                claim.wait(turns + 1)
 
     # --- who gives way ---
 
@@ -83,7 +94,7 @@ class BodyBudget:
             return True
         return claim.held == self.held  # what is larger than all there is goes alone
 
-    def _made_room(self, claim: "BodyClaim") -> bool:
+    def _made_room(self, claim: "BodyClaim", *, patient: bool = True) -> bool:
         while not self._is_well(claim) and claim in self._bodies:
             own, client = self.held_by(claim.client), claim.client
             if self.held > self.size and (own <= self._quota() or own == claim.held):
@@ -91,7 +102,7 @@ class BodyBudget:
                 if self.held_by(heaviest) > own:
                     client = heaviest
             victim = self._newest(client)
-            if victim is None or (client == claim.client and self._will_be_freed(claim)):
+            if victim is None or (self._will_be_freed(claim) and (patient or client == claim.client)):
                 self._wait(claim)
                 return False
             self._end(victim)
@@ -124,7 +135,7 @@ class BodyBudget:
     def _wait(self, claim: "BodyClaim") -> None:
         if claim not in self._waiting:
             self._waiting[claim] = None
-            claim.expire_in(_PATIENCE)
+            claim.wait(1)
 
     def _go_on(self, claim: "BodyClaim") -> None:
         self._waiting.pop(claim, None)
@@ -159,9 +170,9 @@ class BodyClaim:
         self._cancel()
         self._budget.release(self)
 
-    def expire_in(self, seconds: float) -> None:
-        """Unless it goes on before."""
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._budget.expired, self)
+    def wait(self, turns: int) -> None:
+        """Until the end of this turn, unless it goes on before."""
+        self._timer = asyncio.get_running_loop().call_later(_TURN, self._budget.waited, self, turns)
 
     def go_on(self) -> None:
         """More may come."""

@@ -52,7 +52,7 @@ class Client(NamedTuple):
 
     @property
     def key(self) -> Hashable:
-        """Whose memory and time it uses: API servers may all have one certificate, and each is at a place of its own."""
+        """Whose memory and time it uses: API servers may all have one certificate, but not one address."""
         return self.name, self.network
 
     @property

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -331,7 +331,7 @@ class Intake:
 
     async def _set_aside(self, server: str, items: Sequence[Held], number: int) -> None:
         self._metrics.malformed.labels(self._metrics.server(server)).inc(number)
-        self._log.warn(
+        self._log.report(
             f"malformed {server}", "API server %s sent %s items that are no events: %s", server, number, items[0].reason
         )
         try:

@@ -5,7 +5,6 @@ decoded, and only a certificate of our CA gets as far as a request.
 """
 
 import asyncio
-import contextlib
 import logging
 import socket
 import time
@@ -217,7 +216,7 @@ class _Refusals:
     def add(self, reason: str, message: str, who: object) -> None:
         """One more."""
         self._metrics.refused.labels(reason).inc()
-        self._log.warn(reason, "refused (%s): %s, from %s", reason, message, who)
+        self._log.report(reason, "refused (%s): %s, from %s", reason, message, who)
 
 
 class _Secure:

@@ -31,13 +31,13 @@ class _Wire(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class ClientNames(_Wire, frozen=True):
-    """Who may do what at a receiver, by the names in its certificate. ``api_servers``: common names, DNS names or URIs of
-    those that may send events. ``operators``: URIs of those that may push programs and read the status.
+    """Who may do what at a receiver, by the names in its certificate. ``api_servers``: common names, DNS names or URIs
+    of those that may send events. ``operators``: URIs of those that may push programs and read the status.
     ``operator_by_common_name``: so may a certificate that has the common name `OPERATOR_NAME` and no URI at all, as
     operators' had before there were URIs in them.
     """
 
-    schema: str = CLIENTS_SCHEMA
+    schema: str = ""
     api_servers: tuple[str, ...] = (API_SERVER_NAME,)
     operators: tuple[str, ...] = ()
     operator_by_common_name: bool = False
@@ -58,7 +58,8 @@ def decoded_clients(text: bytes) -> ClientNames:
 
 def encoded_clients(clients: ClientNames) -> str:
     """As JSON for people, too."""
-    return msgspec.json.format(msgspec.json.encode(clients), indent=1).decode() + "\n"
+    text = msgspec.json.encode(msgspec.structs.replace(clients, schema=CLIENTS_SCHEMA))
+    return msgspec.json.format(text, indent=1).decode() + "\n"
 
 
 class ProgramStatus(_Wire, frozen=True):

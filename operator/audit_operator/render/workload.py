@@ -223,7 +223,7 @@ def _readers(receiver: "Receiver") -> Object:
     if chosen.from_ == "All":
         return {"namespaceSelector": {}}
     if chosen.selector is not None:
-        return {"namespaceSelector": chosen.selector.model_dump(by_alias=True, exclude_defaults=True)}
+        return {"namespaceSelector": chosen.selector.model_dump(mode="json", by_alias=True, exclude_defaults=True)}
     named = {"key": "kubernetes.io/metadata.name", "operator": "In", "values": sorted(set(chosen.names))}
     return {"namespaceSelector": {"matchExpressions": [named]}}
 

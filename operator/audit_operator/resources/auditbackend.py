@@ -404,8 +404,8 @@ class CertificateSource(Model):
         ("kube-apiserver",),
         min_length=1,
         max_length=64,
-        description="Whose events receivers take: of a client's certificate the common name, a DNS name or a URI is one "
-        "of these. The certificate that the operator makes has kube-apiserver; name others where API servers have "
+        description="Whose events receivers take: of a client's certificate the common name, a DNS name or a URI is "
+        "one of these. The certificate that the operator makes has kube-apiserver; name others where API servers have "
         "certificates of their own. A certificate of the same CA with another name is refused.",
     )
     self_signed: SelfSigned | None = Field(None, description="The operator's own CA.")
