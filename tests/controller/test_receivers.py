@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import uvloop
 
+from audit_operator.controller import receivers as receivers_module
 from audit_operator.controller.cluster import ApiError, WatchEvent
 from audit_operator.controller.election import NotLeadingError
 from audit_operator.controller.receivers import Credentials, Receivers, Target
@@ -177,18 +178,28 @@ def test_a_program_that_a_receiver_refuses_is_said_and_is_not_waited_for(tmp_pat
     run(tmp_path, test)
 
 
+LOOKS = 0.5
+"""Seconds in which receivers are asked several times, where they are every `soon`."""
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receivers_module, "_PERIOD", 0.05)
+
+
+@pytest.mark.usefixtures("soon")
 def test_what_a_receiver_reports_wakes_a_pass_once(tmp_path: Path) -> None:
     async def test(setup: Setup, operator: Operator) -> None:
         await operator.bring(program())
         before = operator.wakes
-        await asyncio.sleep(5)
+        await asyncio.sleep(LOOKS)
         assert operator.wakes == before
         assert await setup.post(event_list(event(1))) == 200
         await eventually(lambda: operator.wakes > before)
-        assert operator.receivers.report().sinks["audit-system/siem"].reason == "Delivering"
+        await eventually(lambda: operator.receivers.report().sinks["audit-system/siem"].reason == "Delivering")
         before = operator.wakes
         assert await setup.post(event_list(event(2))) == 200
-        await asyncio.sleep(5)
+        await asyncio.sleep(LOOKS)
         assert operator.wakes == before
 
     run(tmp_path, test)
@@ -274,15 +285,16 @@ def test_a_push_under_way_ends_with_the_lease_and_is_in_nobodys_way(tmp_path: Pa
     run(tmp_path, test)
 
 
+@pytest.mark.usefixtures("soon")
 def test_a_replica_that_leads_again_does_not_push_what_it_wanted_before(tmp_path: Path) -> None:
     async def test(setup: Setup, operator: Operator) -> None:
         await operator.bring(program(policies=[policy("mine")]))
         operator.leads = False
-        await asyncio.sleep(3)
+        await asyncio.sleep(LOOKS)
         newer = encode(program(policies=[policy("the-other-leaders")]))
         assert (await setup.ask("PUT", "/program", newer.encode()))[0] == 200
         operator.leads = True
-        await asyncio.sleep(5)
+        await asyncio.sleep(LOOKS)
         assert (await setup.status())["program"]["hash"] == text_hash(newer)
 
     run(tmp_path, test)

@@ -20,11 +20,11 @@ from typing import Any
 import aiohttp
 import pytest
 from faults import FaultyServer, Reply, Request
-from receiving import client, event, event_list, eventually, name_clients, program, sink, tls_of
+from receiving import client, event, event_list, eventually, name_clients, policy, program, sink, tls_of
 from tls_certificates import issued, written
 
 from audit_operator.receiver.quarantine import MALFORMED, Quarantine, malformed, refused
-from audit_operator.render.program import Program, encode
+from audit_operator.render.program import Program, RuleList, WireRule, encode
 
 
 class Process:
@@ -228,6 +228,30 @@ def test_a_disk_that_takes_nothing_costs_nothing_that_was_acknowledged(receiver:
     assert acknowledged == set(range(150))
     assert sorted(receiver.delivered()) == list(range(150))
     receiver.start()
+
+
+def test_a_sink_that_had_an_event_when_another_log_failed_does_not_get_it_twice(tmp_path: Path) -> None:
+    rules = [RuleList(rules=(WireRule(level=level),)) for level in ("Metadata", "RequestResponse")]
+    policies = [policy("small"), policy("large", rule_list=1, sinks=["audit-system/archive"])]
+    receiver = Process(tmp_path, program(policies=policies, sinks=[sink(), sink("archive")], rules=rules))
+    receiver.start()
+    body = event_list(*(event(number, requestObject={"spec": "x" * 30_000}) for number in range(10)))
+
+    async def test() -> None:
+        async with client() as session:
+            unlimited = resource.prlimit(receiver.pid, resource.RLIMIT_FSIZE)
+            resource.prlimit(receiver.pid, resource.RLIMIT_FSIZE, (100_000, unlimited[1]))
+            assert await receiver.send(session, body) == 503
+            await eventually(lambda: receiver.delivered() == list(range(10)))
+            resource.prlimit(receiver.pid, resource.RLIMIT_FSIZE, unlimited)
+            await eventually(receiver.ready_async)
+            assert await receiver.send(session, body) == 200
+
+    asyncio.run(test())
+    assert receiver.end(signal.SIGTERM) == 0
+    assert receiver.delivered() == list(range(10))
+    archive = (tmp_path / "state/files/audit-system/archive.log").read_bytes().splitlines()
+    assert [json.loads(line)["auditID"][-1] for line in archive] == [str(number) for number in range(10)]
 
 
 def test_certificates_change_without_an_event_being_refused(receiver: Process) -> None:
