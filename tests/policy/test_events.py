@@ -1,5 +1,6 @@
 """Audit events come apart without loss, whatever clients put into the bodies they carry."""
 
+import contextlib
 import gzip
 import json
 import sys
@@ -202,6 +203,33 @@ def test_what_is_no_json_is_not_let_through_because_half_of_a_pair_is_in_it(wron
     for document in (event, b'{"items":[' + event + b"]}"):
         with pytest.raises(EventError, match="not an audit event"):
             [events.decode(each) for each in events.split(document)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(ODD, st.integers(0, 3)), max_size=8), st.integers(2, 200))
+def test_a_large_list_comes_apart_in_pieces_as_it_does_in_one(items: list[tuple[object, int]], piece: int) -> None:
+    texts = []
+    for body, kind in items:
+        text = json.dumps({"level": "Request", "requestObject": body}, separators=(",", ":"))
+        if kind == 0:  # what looks like the next item, in a string and in a body
+            text = text[:-1] + ',"x":",{\\"level\\":","y":[{"a":1},{"level":"Metadata"},{"level":{}}]}'
+        elif kind == 1:
+            text = text[:-1] + ',"x":",{"}'
+        texts.append(text.encode())
+    document = b'{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":[' + b",".join(texts) + b"]}\n"
+    before = events._PIECE
+    whole = [bytes(each) for each in events.split(document)]
+    events._PIECE = piece
+    try:
+        assert [bytes(each) for each in events.split(document)] == whole == texts
+        for wrong in (document[:-3], document[:-3] + b",]}", document.replace(b"items", b"item"), document + b"}"):
+            with contextlib.suppress(EventError):
+                assert [bytes(each) for each in events.split(wrong)] == [wrong]
+        twice = document.rstrip()[:-1] + b',"items":[' + b",".join(texts) + b"]}"
+        with contextlib.suppress(EventError):
+            assert [bytes(each) for each in events.split(twice)] == texts
+    finally:
+        events._PIECE = before
 
 
 def test_a_field_that_is_there_twice_is_read_by_nobody_in_two_ways() -> None:

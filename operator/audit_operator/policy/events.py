@@ -107,6 +107,8 @@ def split(document: bytes, *, at_once: bool = False) -> list[Raw]:
         TakesLongError: it may be one, but not ``at_once``.
 
     """
+    if len(document) > 2 * _PIECE and (pieces := _split_in_pieces(document)) is not None:
+        return pieces
     try:
         items = _document.decode(document).items
     except msgspec.ValidationError as error:
@@ -121,6 +123,43 @@ def split(document: bytes, *, at_once: bool = False) -> list[Raw]:
     if items is UNSET:
         return [Raw(document)]
     return items or []
+
+
+_BEGIN = re.compile(
+    rb'[ \t\r\n]*\{(?:[ \t\r\n]*"(?:kind|apiVersion|metadata)"[ \t\r\n]*:[ \t\r\n]*(?:"[^"\\]{0,100}"|\{[^{}"]{0,100}\})'
+    rb'[ \t\r\n]*,)*[ \t\r\n]*"items"[ \t\r\n]*:[ \t\r\n]*\['
+)
+_END = re.compile(rb"\][ \t\r\n]*\}[ \t\r\n]*\Z")
+_NEXT = b',{"level":'
+"""How API servers go on after an item. In a body it may stand as well; then what comes before it is no JSON."""
+
+
+def _split_in_pieces(document: bytes) -> list[Raw] | None:
+    """The items of an EventList as API servers write it, by some megabytes at a time: while the library is at work no
+    other thread is. None: it must be looked at as a whole.
+    """
+    begin, end = _BEGIN.match(document), _END.search(document, max(0, len(document) - 16))
+    if begin is None or end is None:
+        return None
+    items: list[Raw] = []
+    at, last, size = begin.end(), end.start(), _PIECE
+    while at < last:
+        to = document.find(_NEXT, at + size, last) if last - at > size else last
+        to = last if to < 0 else to
+        piece = b"[%b]" % document[at:to]
+        try:
+            found = _items.decode(piece)
+        except (RecursionError, ValueError) as error:
+            try:
+                found = [Raw(item) for item in _items_despite(error, piece)]
+            except EventError:
+                if to == last:
+                    return None
+                size *= 2
+                continue
+        items += found
+        at, size = to + 1, _PIECE
+    return items
 
 
 def decode(event: bytes | Raw) -> Event:
