@@ -117,6 +117,8 @@ POD = 'pod="audit-receiver-0"'
             {"AuditRedactionFailedClosed"},
         ),
         ({f'audit_receiver_not_covered_events_total{{{POD},policy="a/b"}}': "0+5x120"}, 80, {"AuditEventsNotCovered"}),
+        ({f'audit_receiver_refused_total{{{POD},reason="ClientName"}}': "0+1x120"}, 80, {"AuditClientsRefused"}),
+        ({f'audit_receiver_refused_total{{{POD},reason="Handshake"}}': "0+1x120"}, 80, set()),
         ({f'audit_receiver_journal_bytes{{{POD},sink="a/b"}}': "420x120"}, 4, set()),
         ({f'audit_receiver_journal_bytes{{{POD},sink="a/b"}}': "420x120"}, 6, {"AuditJournalNearlyFull"}),
         ({f'audit_receiver_oldest_undelivered_seconds{{{POD},sink="a/b"}}': "0+60x120"}, 40, {"AuditSinkBehind"}),
