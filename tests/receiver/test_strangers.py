@@ -295,8 +295,14 @@ def patches(first: int, number: int, body: bytes) -> bytes:
     """As API servers record what a client may PATCH."""
     about = {
         "verb": "patch",
-        "requestURI": "/api/v1/namespaces/default/configmaps/c",
-        "objectRef": {"resource": "configmaps", "namespace": "default", "name": "c", "apiVersion": "v1"},
+        "requestURI": "/apis/apps/v1/namespaces/default/deployments/d",
+        "objectRef": {
+            "resource": "deployments",
+            "namespace": "default",
+            "name": "d",
+            "apiGroup": "apps",
+            "apiVersion": "v1",
+        },
         "requestObject": "BODY",
     }
     items = [json.dumps(event(first + index, **about)).encode().replace(b'"BODY"', body) for index in range(number)]
