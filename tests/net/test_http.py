@@ -23,7 +23,7 @@ class Echo:
 
     def __init__(self, *, trusted: Callable[[str], bool] = lambda _: False) -> None:
         self.reasons: list[str] = []
-        self.answered = 0
+        self.answered = self.waiting = 0
         self.go = asyncio.Event()
         self.go.set()
         self._trusted = trusted
@@ -46,6 +46,7 @@ class Echo:
             raise RuntimeError("a bug")
         if request.head.path == "/unread":
             return text(413, "too large")
+        self.waiting += 1
         await self.go.wait()
         body = await request.body()
         self.answered += 1
@@ -287,6 +288,33 @@ def test_strangers_take_no_connection_from_whom_is_trusted() -> None:
             assert alive == [*[True] * 8, *[False] * 42, *[True] * 8]
             for _, writer in pairs:
                 writer.transport.abort()
+
+    asyncio.run(whole())
+
+
+def test_what_is_being_answered_when_it_stops_is_answered_and_whoever_waits_is_let_go() -> None:
+    async def whole() -> None:
+        application = Echo()
+        server = HttpServer(application, LIMITS)
+        listening = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
+        port = listening.sockets[0].getsockname()[1]
+        idle, asking = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        application.go.clear()
+        asking[1].write(GET + b"\r\n")
+        while application.waiting == 0:
+            await asyncio.sleep(0.01)
+        stopping = asyncio.create_task(server.shutdown(30))
+        assert await asyncio.wait_for(idle[0].read(), 10) == b""
+        assert not stopping.done()
+        application.go.set()
+        answer = await asyncio.wait_for(asking[0].read(), 10)
+        assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert b"Connection: close\r\n" in answer
+        assert b"Content-Type: text/plain" in answer
+        await asyncio.wait_for(stopping, 10)  # long before the 30 s are over
+        listening.close()
+        for _, writer in (idle, asking):
+            writer.transport.abort()
 
     asyncio.run(whole())
 

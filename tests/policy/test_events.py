@@ -216,7 +216,9 @@ def test_a_large_list_comes_apart_in_pieces_as_it_does_in_one(items: list[tuple[
         elif kind == 1:
             text = text[:-1] + ',"x":",{"}'
         texts.append(text.encode())
-    document = b'{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":[' + b",".join(texts) + b"]}\n"
+    document = (
+        b'{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":[' + b",".join(texts) + b"]}\n"
+    )
     before = events._PIECE
     whole = [bytes(each) for each in events.split(document)]
     events._PIECE = piece

@@ -106,6 +106,22 @@ def test_the_file_is_taken_up_when_it_changes_and_a_broken_one_is_not(tmp_path: 
     assert clients.role(shop) is None
 
 
+def test_a_broken_file_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    clients = Clients(tmp_path / CLIENTS_FILE)
+    (tmp_path / CLIENTS_FILE).write_text("{")
+    for _ in range(5):
+        clients.look()
+    (line,) = (each.message for each in caplog.records if each.levelname == "ERROR")
+    assert CLIENTS_FILE in line
+    assert "the names before stay" in line
+
+
+def test_who_has_no_common_name_is_called_by_the_first_of_its_names() -> None:
+    found = Client.of({"subjectAltName": (("DNS", "b"), ("URI", "spiffe://x"), ("DNS", "a"))}, "192.0.2.1")
+    assert found.name == "a"
+    assert Client.of(None, "").name == ""
+
+
 def test_a_name_is_shown_without_what_its_owner_wanted_it_to_do(tmp_path: Path) -> None:
     found = shown(tmp_path, "x\ny")
     assert "\n" not in str(found)
