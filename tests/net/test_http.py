@@ -23,7 +23,8 @@ class Echo:
 
     def __init__(self, *, trusted: Callable[[str], bool] = lambda _: False) -> None:
         self.reasons: list[str] = []
-        self.answered = self.waiting = 0
+        self.answered = 0
+        self.begun = asyncio.Event()
         self.go = asyncio.Event()
         self.go.set()
         self._trusted = trusted
@@ -46,7 +47,7 @@ class Echo:
             raise RuntimeError("a bug")
         if request.head.path == "/unread":
             return text(413, "too large")
-        self.waiting += 1
+        self.begun.set()
         await self.go.wait()
         body = await request.body()
         self.answered += 1
@@ -301,8 +302,7 @@ def test_what_is_being_answered_when_it_stops_is_answered_and_whoever_waits_is_l
         idle, asking = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
         application.go.clear()
         asking[1].write(GET + b"\r\n")
-        while application.waiting == 0:
-            await asyncio.sleep(0.01)
+        await asyncio.wait_for(application.begun.wait(), 10)
         stopping = asyncio.create_task(server.shutdown(30))
         assert await asyncio.wait_for(idle[0].read(), 10) == b""
         assert not stopping.done()

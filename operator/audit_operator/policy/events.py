@@ -125,10 +125,8 @@ def split(document: bytes, *, at_once: bool = False) -> list[Raw]:
     return items or []
 
 
-_BEGIN = re.compile(
-    rb'[ \t\r\n]*\{(?:[ \t\r\n]*"(?:kind|apiVersion|metadata)"[ \t\r\n]*:[ \t\r\n]*(?:"[^"\\]{0,100}"|\{[^{}"]{0,100}\})'
-    rb'[ \t\r\n]*,)*[ \t\r\n]*"items"[ \t\r\n]*:[ \t\r\n]*\['
-)
+_HEAD_FIELD = rb"""~"(?:kind|apiVersion|metadata)"~:~(?:"[^"\\\x00-\x1f]{0,100}"|\{~\})~,"""
+_BEGIN = re.compile(rb"""~\{(?:%b)*~"items"~:~\[""".replace(b"%b", _HEAD_FIELD).replace(b"~", rb"[ \t\r\n]*"))
 _END = re.compile(rb"\][ \t\r\n]*\}[ \t\r\n]*\Z")
 _NEXT = b',{"level":'
 """How API servers go on after an item. In a body it may stand as well; then what comes before it is no JSON."""
