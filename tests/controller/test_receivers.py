@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ssl
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -162,6 +163,41 @@ def test_one_receiver_that_hangs_holds_up_neither_the_others_nor_a_pass(tmp_path
         assert "b does not answer: no answer within 5 s" in operator.now()["ProgramInForce"].message
 
     run(tmp_path, test, silent=True)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n", "answered 200 with more than 4194304 bytes"),
+        (b"HTTP/1.1 500 Oh\r\nContent-Length: 99999999999\r\n\r\n", "answered 500 with more than 65536 bytes"),
+        (b"HTTP/1.1 200 OK\r\n", "Got more than"),
+    ],
+)
+def test_whoever_answers_without_end_is_not_listened_to_for_long(answer: bytes, said: str, tmp_path: Path) -> None:
+    sent = 0
+
+    async def lie(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        with contextlib.suppress(ConnectionError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(answer)
+            for _ in range(2000):
+                writer.write(b"x" * 65536)
+                sent += 65536
+                await writer.drain()
+                await asyncio.sleep(0)
+
+    async def test(setup: Setup, operator: Operator) -> None:
+        operator.pods.pods |= Pods(liar="127.0.0.2").pods
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(setup.certificates / "tls.crt", setup.certificates / "tls.key")
+        server = await asyncio.start_server(lie, "127.0.0.2", setup.receiver.ports[0], ssl=context)
+        await operator.bring(program())
+        await eventually(lambda: said in operator.now()["ProgramInForce"].message)
+        assert sent < 2000 * 65536
+        server.close()
+
+    run(tmp_path, test)
 
 
 def test_a_program_that_a_receiver_refuses_is_said_and_is_not_waited_for(tmp_path: Path) -> None:

@@ -106,11 +106,12 @@ def test_a_body_nested_too_deep_for_json_libraries_takes_nothing_along() -> None
             DEEP[:-1],
             b"{7:" + DEEP,
             b'{"a":' + DEEP + b"]",
+            b'x{"a":' + DEEP + b"}",
         ),
         # Strings without an end, and a million quotation marks in them: one look must be enough.
         *(b'{"a":' + DEEP[:20_000] + b'"' + b'\\"' * 1_000_000 + end for end in (b"", b"\\")),
     ],
-    ids=["event", "items", "list", "key", "bracket", "string", "backslash"],
+    ids=["event", "items", "list", "key", "bracket", "before", "string", "backslash"],
 )
 def test_a_deep_document_that_is_no_event_is_refused(cut_off: bytes) -> None:
     with pytest.raises(EventError, match="not an audit event"):
