@@ -3,12 +3,13 @@
 import sys
 from collections.abc import Callable, Iterable
 
-from bench import controller, evaluate, integrity, journal, lint, receiver, render, replay, requests, union
+from bench import controller, evaluate, events, integrity, journal, lint, receiver, render, replay, requests, union
 from bench.table import Row, show
 
 BENCHMARKS: dict[str, Callable[[], Iterable[Row]]] = {
     "evaluate": evaluate.run,
     "requests": requests.run,
+    "events": events.run,
     "replay": replay.run,
     "lint": lint.run,
     "union": union.run,

@@ -69,6 +69,11 @@ AREAS: Final = {
         ("render/tenants.py", "receiver/rates.py", "receiver/shares.py", "receiver/reach.py"),
         ("render/test_tenants.py", "receiver/test_reach.py", "receiver/test_quotas.py"),
     ),
+    "ports": Area(
+        ("net/http.py", "receiver/budget.py", "receiver/clients.py"),
+        ("net", "receiver/test_budget.py", "receiver/test_clients.py", "receiver/test_server.py"),
+    ),
+    "slow bodies": Area(("policy/events.py",), ("policy/test_events.py",)),
     "controller": Area(
         ("controller/children.py", "controller/accepted.py", "controller/references.py", "controller/reported.py"),
         ("controller",),

@@ -26,6 +26,7 @@ from audit_operator.controller.certificates import (
     Renewal,
     ca_secret,
     issue_client,
+    lacks_uri,
     renewal,
 )
 from audit_operator.render.tls import CLIENT_TLS, RECEIVER_TLS
@@ -211,6 +212,34 @@ def test_the_operator_can_ask_receivers_while_the_ca_that_signs_is_lost() -> Non
     assert trusts(lost.certificates.ca, certificate, NOW + DAY)
     with pytest.raises(ValueError, match="holds no CA that can sign"):
         issue_client({}, "audit-operator", NOW, timedelta(hours=1))
+
+
+def test_the_operators_certificate_has_its_uri_and_the_common_name_that_older_receivers_know() -> None:
+    uri = "spiffe://cluster.local/ns/audit-system/sa/audit-operator"
+    text, _ = issue_client(first().authority, "audit-operator", NOW, timedelta(hours=1), uri=uri)
+    certificate = x509.load_pem_x509_certificate(text.encode())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.UniformResourceIdentifier) == [uri]
+    assert [each.value for each in certificate.subject] == ["audit-operator"]
+
+
+def test_a_certificate_that_somebody_else_made_without_the_uri_is_noticed() -> None:
+    uri = "spiffe://cluster.local/ns/audit-system/sa/audit-operator"
+
+    def secret(text: str) -> dict[str, Any]:
+        return {"data": {"tls.crt": base64.b64encode(text.encode()).decode()}}
+
+    made = {
+        each: issue_client(first().authority, "audit-operator", NOW, timedelta(hours=1), uri=each)[0]
+        for each in (None, uri, f"{uri}-2")
+    }
+    assert lacks_uri(secret(made[None]), uri)
+    assert lacks_uri(secret(made[f"{uri}-2"]), uri)
+    assert not lacks_uri(secret(made[uri]), uri)
+    # Nothing was made yet: then nobody is let in by an older name.
+    assert not lacks_uri(None, uri)
+    assert not lacks_uri(secret("garbage"), uri)
+    assert not lacks_uri({"data": None}, uri)
 
 
 def _garbage(value: str, how: int) -> str:

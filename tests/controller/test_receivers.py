@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ssl
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import uvloop
 
+from audit_operator.controller import receivers as receivers_module
 from audit_operator.controller.cluster import ApiError, WatchEvent
 from audit_operator.controller.election import NotLeadingError
 from audit_operator.controller.receivers import Credentials, Receivers, Target
@@ -18,8 +20,8 @@ from audit_operator.render.program import Program, encode
 from audit_operator.render.status import Condition
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "receiver"))
-from receiving import Setup, event, event_list, eventually, policy, program, receiving, sink
-from tls_certificates import authority, issued
+from receiving import Setup, client_certificate, event, event_list, eventually, policy, program, receiving, sink
+from tls_certificates import authority
 
 
 class Pods:
@@ -62,7 +64,7 @@ class Operator:
         self.pods = pods
         self.wakes = 0
         self._port = port
-        made = issued("audit-operator", ca=ca)
+        made = client_certificate("audit-operator", ca)
         self._credentials = Credentials(authority().pem.decode(), made.certificate.decode(), made.key.decode())
         self.receivers = Receivers(pods, "audit-system", self._require, self._wake)  # type: ignore[arg-type]
 
@@ -163,6 +165,41 @@ def test_one_receiver_that_hangs_holds_up_neither_the_others_nor_a_pass(tmp_path
     run(tmp_path, test, silent=True)
 
 
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n", "answered 200 with more than 4194304 bytes"),
+        (b"HTTP/1.1 500 Oh\r\nContent-Length: 99999999999\r\n\r\n", "answered 500 with more than 65536 bytes"),
+        (b"HTTP/1.1 200 OK\r\n", "Got more than"),
+    ],
+)
+def test_whoever_answers_without_end_is_not_listened_to_for_long(answer: bytes, said: str, tmp_path: Path) -> None:
+    sent = 0
+
+    async def lie(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        with contextlib.suppress(ConnectionError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(answer)
+            for _ in range(2000):
+                writer.write(b"x" * 65536)
+                sent += 65536
+                await writer.drain()
+                await asyncio.sleep(0)
+
+    async def test(setup: Setup, operator: Operator) -> None:
+        operator.pods.pods |= Pods(liar="127.0.0.2").pods
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(setup.certificates / "tls.crt", setup.certificates / "tls.key")
+        server = await asyncio.start_server(lie, "127.0.0.2", setup.receiver.ports[0], ssl=context)
+        await operator.bring(program())
+        await eventually(lambda: said in operator.now()["ProgramInForce"].message)
+        assert sent < 2000 * 65536
+        server.close()
+
+    run(tmp_path, test)
+
+
 def test_a_program_that_a_receiver_refuses_is_said_and_is_not_waited_for(tmp_path: Path) -> None:
     async def test(setup: Setup, operator: Operator) -> None:
         before = (await setup.status())["program"]["hash"]
@@ -177,18 +214,28 @@ def test_a_program_that_a_receiver_refuses_is_said_and_is_not_waited_for(tmp_pat
     run(tmp_path, test)
 
 
+LOOKS = 0.5
+"""Seconds in which receivers are asked several times, where they are every `soon`."""
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receivers_module, "_PERIOD", 0.05)
+
+
+@pytest.mark.usefixtures("soon")
 def test_what_a_receiver_reports_wakes_a_pass_once(tmp_path: Path) -> None:
     async def test(setup: Setup, operator: Operator) -> None:
         await operator.bring(program())
         before = operator.wakes
-        await asyncio.sleep(5)
+        await asyncio.sleep(LOOKS)
         assert operator.wakes == before
         assert await setup.post(event_list(event(1))) == 200
         await eventually(lambda: operator.wakes > before)
-        assert operator.receivers.report().sinks["audit-system/siem"].reason == "Delivering"
+        await eventually(lambda: operator.receivers.report().sinks["audit-system/siem"].reason == "Delivering")
         before = operator.wakes
         assert await setup.post(event_list(event(2))) == 200
-        await asyncio.sleep(5)
+        await asyncio.sleep(LOOKS)
         assert operator.wakes == before
 
     run(tmp_path, test)
@@ -274,15 +321,16 @@ def test_a_push_under_way_ends_with_the_lease_and_is_in_nobodys_way(tmp_path: Pa
     run(tmp_path, test)
 
 
+@pytest.mark.usefixtures("soon")
 def test_a_replica_that_leads_again_does_not_push_what_it_wanted_before(tmp_path: Path) -> None:
     async def test(setup: Setup, operator: Operator) -> None:
         await operator.bring(program(policies=[policy("mine")]))
         operator.leads = False
-        await asyncio.sleep(3)
+        await asyncio.sleep(LOOKS)
         newer = encode(program(policies=[policy("the-other-leaders")]))
         assert (await setup.ask("PUT", "/program", newer.encode()))[0] == 200
         operator.leads = True
-        await asyncio.sleep(5)
+        await asyncio.sleep(LOOKS)
         assert (await setup.status())["program"]["hash"] == text_hash(newer)
 
     run(tmp_path, test)

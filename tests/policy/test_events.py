@@ -1,7 +1,9 @@
 """Audit events come apart without loss, whatever clients put into the bodies they carry."""
 
+import contextlib
 import gzip
 import json
+import sys
 from pathlib import Path
 
 import msgspec
@@ -104,11 +106,12 @@ def test_a_body_nested_too_deep_for_json_libraries_takes_nothing_along() -> None
             DEEP[:-1],
             b"{7:" + DEEP,
             b'{"a":' + DEEP + b"]",
+            b'x{"a":' + DEEP + b"}",
         ),
         # Strings without an end, and a million quotation marks in them: one look must be enough.
         *(b'{"a":' + DEEP[:20_000] + b'"' + b'\\"' * 1_000_000 + end for end in (b"", b"\\")),
     ],
-    ids=["event", "items", "list", "key", "bracket", "string", "backslash"],
+    ids=["event", "items", "list", "key", "bracket", "before", "string", "backslash"],
 )
 def test_a_deep_document_that_is_no_event_is_refused(cut_off: bytes) -> None:
     with pytest.raises(EventError, match="not an audit event"):
@@ -146,3 +149,137 @@ JSON = st.recursive(
 def test_members_are_found_without_a_json_library_as_with_one(document: dict[str, object]) -> None:
     raw = json.dumps(document, ensure_ascii=False, indent=1).encode("utf-8", "replace")
     assert list(events._members(raw)) == [(key, bytes(value)) for key, value in events.fields(raw).items()]
+
+
+SURROGATES = st.text(st.characters(exclude_categories=()) | st.sampled_from(["\ud800", "\udfff", "\\", '"', "\x7f"]))
+ODD = st.recursive(
+    st.none() | st.integers() | SURROGATES,
+    lambda children: st.lists(children, max_size=4) | st.dictionaries(SURROGATES, children, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.dictionaries(SURROGATES, ODD, max_size=5), max_size=5), st.integers(2, 40), st.booleans())
+def test_what_go_takes_and_json_libraries_refuse_comes_apart_into_the_bytes_it_was_sent_as(
+    items: list[dict[str, object]], piece: int, spaces: bool
+) -> None:
+    indent = 1 if spaces else None
+    texts = [json.dumps(item, indent=indent).encode() for item in items]
+    document = b'{ "kind": "EventList", "odd": "\\uD8FF", "items": [' + b" ,\n".join(texts) + b"] }\n"
+    before, events._PIECE = events._PIECE, piece  # escapes are cut apart anywhere
+    try:
+        assert [bytes(each) for each in events.split(document)] == texts
+        for text, item in zip(texts, items, strict=True):
+            found = events.fields(text)
+            assert {name: json.loads(bytes(value)) for name, value in found.items()} == {
+                # As an API server reads names: half of a pair is U+FFFD.
+                name.encode("utf-16", "surrogatepass").decode("utf-16", "replace"): value
+                for name, value in json.loads(text).items()
+            }
+            assert len(found) <= len(item)
+    finally:
+        events._PIECE = before
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        b'"\\ud800\\x"',
+        b'"\\ud800\\u12"',
+        b'"\\ud800\\u12G4"',
+        b'"\\ud800\\',
+        b'"\\ud800',
+        b'"\\ud800" "',
+        b'["\\ud800",]',
+        b'["\\ud800"}',
+        b'{"\\ud800"}',
+        b'["\\ud800", 01]',
+        b'["\\ud800", nul]',
+        b'["\\ud800\x01"]',
+    ],
+)
+def test_what_is_no_json_is_not_let_through_because_half_of_a_pair_is_in_it(wrong: bytes) -> None:
+    event = b'{"verb":"patch","requestObject":' + wrong + b"}"
+    for document in (event, b'{"items":[' + event + b"]}"):
+        with pytest.raises(EventError, match="not an audit event"):
+            [events.decode(each) for each in events.split(document)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(ODD, st.integers(0, 3)), max_size=8), st.integers(2, 200))
+def test_a_large_list_comes_apart_in_pieces_as_it_does_in_one(items: list[tuple[object, int]], piece: int) -> None:
+    texts = []
+    for body, kind in items:
+        text = json.dumps({"level": "Request", "requestObject": body}, separators=(",", ":"))
+        if kind == 0:  # what looks like the next item, in a string and in a body
+            text = text[:-1] + ',"x":",{\\"level\\":","y":[{"a":1},{"level":"Metadata"},{"level":{}}]}'
+        elif kind == 1:
+            text = text[:-1] + ',"x":",{"}'
+        texts.append(text.encode())
+    document = (
+        b'{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":[' + b",".join(texts) + b"]}\n"
+    )
+    before = events._PIECE
+    whole = [bytes(each) for each in events.split(document)]
+    events._PIECE = piece
+    try:
+        assert [bytes(each) for each in events.split(document)] == whole == texts
+        for wrong in (document[:-3], document[:-3] + b",]}", document.replace(b"items", b"item"), document + b"}"):
+            with contextlib.suppress(EventError):
+                assert [bytes(each) for each in events.split(wrong)] == [wrong]
+        twice = document.rstrip()[:-1] + b',"items":[' + b",".join(texts) + b"]}"
+        with contextlib.suppress(EventError):
+            assert [bytes(each) for each in events.split(twice)] == texts
+    finally:
+        events._PIECE = before
+
+
+def test_a_field_that_is_there_twice_is_read_by_nobody_in_two_ways() -> None:
+    for twice in (b'{"a":"\\ud800","a":1}', b'{"a":"\\ud800","b":[1],"a":{},"c":2}'):
+        with pytest.raises(EventError, match="twice"):
+            events.fields(twice)
+
+
+BODIES = {
+    "surrogates": b'{"a":"' + b"\\ud800" * 160_000 + b'"}',
+    "numbers": b'{"s":"\\ud800","a":[' + b"1," * 480_000 + b"1]}",
+    "strings": b'{"s":"\\ud800","a":[' + b'"",' * 320_000 + b"1]}",
+    "objects": b'{"s":"\\ud800","a":[' + b"{}," * 320_000 + b"1]}",
+    "backslashes": b'{"s":"\\ud800","a":"' + b"\\\\" * 480_000 + b'"}',
+    "no UTF-8": b'{"s":"\\ud800","a":"' + b"\xff" * 960_000 + b'"}',
+}
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_nothing_is_read_value_by_value_however_many_there_are(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted, not timed: how often Python goes round a loop for a megabyte. bench/events.py times it."""
+    body = BODIES[kind]
+    event = b'{"verb":"patch","requestObject":' + body + b',"stage":"Panic"}'
+    document = b'{"items":[' + event + b"," + event + b"]}"
+    monkeypatch.setattr(events, "_members", None)  # what goes through it token by token
+    counted = 0
+
+    def count(frame: object, what: str, _argument: object) -> object:
+        nonlocal counted
+        counted += what == "line"
+        return count
+
+    before = sys.gettrace()
+    sys.settrace(count)  # type: ignore[arg-type]
+    try:
+        items = events.split(document)
+        decoded, fields = events.decode(items[1]), events.fields(items[1])
+    finally:
+        sys.settrace(before)
+    assert [bytes(each) for each in items] == [event, event]
+    assert bytes(decoded.request_object) == bytes(fields["requestObject"]) == body
+    assert counted < 1000
+
+
+def test_too_many_brackets_with_too_many_levels_are_refused_instead_of_counted() -> None:
+    many = b'{"a":[' + DEEP + b"," + b"[]," * 100_000 + b"1]}"
+    with pytest.raises(EventError, match="too many brackets"):
+        events.split(b'{"items":[' + many + b"]}")
+    with pytest.raises(EventError, match="an object of more than 1000 fields"):
+        events.fields(b'{"s":"\\ud800",' + b",".join(b'"%d":1' % number for number in range(1000)) + b"}")

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from tls_certificates import authority, issued, written
+from tls_certificates import Issued, authority, issued, written
 
 from audit_operator.receiver.receive import Options, Receiver
 from audit_operator.render.program import PolicyProgram, Program, RuleList, SinkProgram, WireBatch, WireRule, encode
+from audit_operator.render.report import CLIENTS_FILE, ClientNames, encoded_clients, operator_uri
 
 CORPUS = Path(__file__).parent.parent / "data" / "audit-eventlists.jsonl.gz"
 SCHEMA = "receiver.audit-operator.dev/v1"
+OPERATOR = operator_uri("cluster.local", "audit-system")
+API_SERVERS = ("kube-apiserver", "other", *(f"kube-apiserver-{number}" for number in range(8)))
 
 
 def recorded() -> list[bytes]:
@@ -105,6 +108,7 @@ class Setup:
         self.folder = folder
         self.program_file = folder / "program.json"
         self.certificates = written(folder / "tls", issued("audit-receiver", "localhost"))
+        name_clients(folder)
         if first is not None:
             self.mount(first)
         self.receiver = Receiver(self.options())
@@ -169,6 +173,19 @@ class Setup:
         return json.loads(body)
 
 
+def name_clients(folder: Path, names: ClientNames | None = None) -> None:
+    """Who may do what, beside the program in ``folder``; as a kubelet does."""
+    names = names or ClientNames(api_servers=API_SERVERS, operators=(OPERATOR,))
+    temporary = folder / ".clients"
+    temporary.write_text(encoded_clients(names))
+    temporary.rename(folder / CLIENTS_FILE)
+
+
+def client_certificate(name: str, ca: str = "test CA") -> Issued:
+    """Of an API server, of the operator, or of a stranger."""
+    return issued(name, OPERATOR, ca=ca) if name == "audit-operator" else issued(name, ca=ca)
+
+
 def tls_of(name: str, ca: str = "test CA") -> ssl.SSLContext:
     """Of a client with a certificate of this name; empty: with none."""
     context = ssl.create_default_context(cadata=authority().pem.decode())
@@ -176,7 +193,7 @@ def tls_of(name: str, ca: str = "test CA") -> ssl.SSLContext:
         import tempfile
 
         with tempfile.TemporaryDirectory() as folder:
-            written(Path(folder), issued(name, ca=ca))
+            written(Path(folder), client_certificate(name, ca))
             context.load_cert_chain(Path(folder, "tls.crt"), Path(folder, "tls.key"))
     return context
 

@@ -20,11 +20,11 @@ from typing import Any
 import aiohttp
 import pytest
 from faults import FaultyServer, Reply, Request
-from receiving import client, event, event_list, eventually, program, sink, tls_of
+from receiving import client, event, event_list, eventually, name_clients, policy, program, sink, tls_of
 from tls_certificates import issued, written
 
 from audit_operator.receiver.quarantine import MALFORMED, Quarantine, malformed, refused
-from audit_operator.render.program import Program, encode
+from audit_operator.render.program import Program, RuleList, WireRule, encode
 
 
 class Process:
@@ -34,6 +34,7 @@ class Process:
         self.folder = folder
         (folder / "program.json").write_text(encode(what))
         written(folder / "tls", issued("audit-receiver", "localhost"))
+        name_clients(folder)
         self.process: subprocess.Popen[str] | None = None
         self.port = self.plain = 0
         self.log: list[str] = []
@@ -229,6 +230,30 @@ def test_a_disk_that_takes_nothing_costs_nothing_that_was_acknowledged(receiver:
     receiver.start()
 
 
+def test_a_sink_that_had_an_event_when_another_log_failed_does_not_get_it_twice(tmp_path: Path) -> None:
+    rules = [RuleList(rules=(WireRule(level=level),)) for level in ("Metadata", "RequestResponse")]
+    policies = [policy("small"), policy("large", rule_list=1, sinks=["audit-system/archive"])]
+    receiver = Process(tmp_path, program(policies=policies, sinks=[sink(), sink("archive")], rules=rules))
+    receiver.start()
+    body = event_list(*(event(number, requestObject={"spec": "x" * 30_000}) for number in range(10)))
+
+    async def test() -> None:
+        async with client() as session:
+            unlimited = resource.prlimit(receiver.pid, resource.RLIMIT_FSIZE)
+            resource.prlimit(receiver.pid, resource.RLIMIT_FSIZE, (100_000, unlimited[1]))
+            assert await receiver.send(session, body) == 503
+            await eventually(lambda: receiver.delivered() == list(range(10)))
+            resource.prlimit(receiver.pid, resource.RLIMIT_FSIZE, unlimited)
+            await eventually(receiver.ready_async)
+            assert await receiver.send(session, body) == 200
+
+    asyncio.run(test())
+    assert receiver.end(signal.SIGTERM) == 0
+    assert receiver.delivered() == list(range(10))
+    archive = (tmp_path / "state/files/audit-system/archive.log").read_bytes().splitlines()
+    assert [json.loads(line)["auditID"][-1] for line in archive] == [str(number) for number in range(10)]
+
+
 def test_certificates_change_without_an_event_being_refused(receiver: Process) -> None:
     names = ["audit-receiver-2", "audit-receiver-3"]
     stop = asyncio.Event()
@@ -291,14 +316,14 @@ def test_bodies_that_are_deep_or_huge_get_the_right_answer(receiver: Process) ->
             assert await receiver.send(session, b"{}", **{"Content-Type": "text/plain"}) == 415
             before = receiver.peak_memory()
             assert await receiver.send(session, bytes(100 << 20)) in (413, 0)
-            # Whoever does not say how much it is gets a part of it in.
+            # Whoever does not say how much it is gets none of it in.
             with contextlib.suppress(aiohttp.ClientError):
                 async with session.post(
                     f"https://localhost:{receiver.port}/audit",
                     data=pieces(),
                     headers={"Content-Type": "application/json"},
                 ) as response:
-                    assert response.status == 413
+                    assert response.status == 411
             assert await receiver.post(session, 3)
             assert receiver.peak_memory() - before < 40 << 20  # the limit is 8 MiB here
         await asyncio.sleep(0.1)  # connections that were cut off end a moment after their session

@@ -9,7 +9,20 @@ from typing import Any
 
 import pytest
 import uvloop
-from receiving import Setup, event, event_list, eventually, on_a_claim, policy, program, receiving, sink
+from receiving import (
+    API_SERVERS,
+    OPERATOR,
+    Setup,
+    event,
+    event_list,
+    eventually,
+    name_clients,
+    on_a_claim,
+    policy,
+    program,
+    receiving,
+    sink,
+)
 
 from audit_operator.receiver import running as running_module
 from audit_operator.receiver.deciding import Deciding
@@ -23,6 +36,7 @@ from audit_operator.render.program import (
     WireRule,
     encode,
 )
+from audit_operator.render.report import ClientNames
 
 
 def run(folder: Path, test: Callable[[Setup], Coroutine[Any, Any, None]], first: Program) -> None:
@@ -44,6 +58,13 @@ async def push(setup: Setup, what: Program | bytes) -> int:
 
 async def in_force(setup: Setup) -> str:
     return str((await setup.status())["program"]["hash"])
+
+
+async def looked(setup: Setup) -> None:
+    """Until the receiver has looked at all its files again, those that are looked at last, too."""
+    for marker in ("first-look", "second-look"):
+        name_clients(setup.folder, ClientNames(api_servers=(*API_SERVERS, marker), operators=(OPERATOR,)))
+        await eventually(lambda marker=marker: marker in setup.receiver.clients.names.api_servers)
 
 
 def test_a_pushed_program_is_in_force_when_the_push_is_answered(tmp_path: Path) -> None:
@@ -76,7 +97,7 @@ def test_a_file_that_lags_behind_what_was_pushed_does_not_win(tmp_path: Path) ->
         for each in steps[1:]:
             assert await push(setup, each) == 200
         setup.mount(steps[1])
-        await asyncio.sleep(1.3)
+        await looked(setup)
         assert await in_force(setup) == last
 
     async def second(setup: Setup) -> None:
@@ -97,13 +118,13 @@ def test_the_file_of_before_a_push_does_not_come_back(tmp_path: Path) -> None:
         assert await push(setup, new) == 200
         # What is refused makes the receiver look at the file again, which still shows what was before.
         assert await push(setup, b"{") == 422
-        await asyncio.sleep(1.3)
+        await looked(setup)
         assert await in_force(setup) == last
 
     async def second(setup: Setup) -> None:
         assert await in_force(setup) == last
         setup.mount(old)  # the same, written again
-        await asyncio.sleep(1.3)
+        await looked(setup)
         assert await in_force(setup) == last
 
     run(tmp_path, first, old)

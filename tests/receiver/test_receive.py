@@ -246,7 +246,7 @@ def test_an_event_reaches_a_sink_once_however_many_policies_send_it(tmp_path: Pa
 def test_what_json_libraries_refuse_is_read_where_it_holds_nobody_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
 ) -> None:
-    odd = json.dumps(event(1, requestObject={"half": "HALF", "long": "x" * (1 << 16)}, verb="patch")).encode()
+    odd = json.dumps(event(1, requestObject={"half": "HALF", "long": "x" * (1 << 17)}, verb="patch")).encode()
     odd = odd.replace(b"HALF", b"\\ud800")
     read = getattr(intake_module, function)
     begun, go_on = threading.Event(), threading.Event()

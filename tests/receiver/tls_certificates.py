@@ -39,7 +39,7 @@ class Authority:
         self.pem = self._certificate.public_bytes(serialization.Encoding.PEM)
 
     def issue(self, common_name: str, *names: str, expired: bool = False) -> Issued:
-        """A certificate for clients and servers. ``names``: DNS names and IP addresses in it."""
+        """A certificate for clients and servers. ``names``: DNS names, IP addresses and URIs in it."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
         builder = (
@@ -81,6 +81,8 @@ def _builder(
 
 
 def _name(name: str) -> x509.GeneralName:
+    if "://" in name:
+        return x509.UniformResourceIdentifier(name)
     try:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:

@@ -59,7 +59,7 @@ def test_every_metric_that_an_alert_asks_for_exists() -> None:
 def test_every_alert_says_what_is_wrong_and_is_in_the_documentation() -> None:
     page = (ROOT / "docs/operations.md").read_text()
     names = [rule["alert"] for rule in RULES]
-    assert len(names) == len(set(names)) == 14
+    assert len(names) == len(set(names)) == 15
     for rule in RULES:
         assert f"`{rule['alert']}`" in page
         assert rule["labels"]["severity"] in {"critical", "warning"}
@@ -117,6 +117,8 @@ POD = 'pod="audit-receiver-0"'
             {"AuditRedactionFailedClosed"},
         ),
         ({f'audit_receiver_not_covered_events_total{{{POD},policy="a/b"}}': "0+5x120"}, 80, {"AuditEventsNotCovered"}),
+        ({f'audit_receiver_refused_total{{{POD},reason="ClientName"}}': "0+1x120"}, 80, {"AuditClientsRefused"}),
+        ({f'audit_receiver_refused_total{{{POD},reason="Handshake"}}': "0+1x120"}, 80, set()),
         ({f'audit_receiver_journal_bytes{{{POD},sink="a/b"}}': "420x120"}, 4, set()),
         ({f'audit_receiver_journal_bytes{{{POD},sink="a/b"}}': "420x120"}, 6, {"AuditJournalNearlyFull"}),
         ({f'audit_receiver_oldest_undelivered_seconds{{{POD},sink="a/b"}}': "0+60x120"}, 40, {"AuditSinkBehind"}),

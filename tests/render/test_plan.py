@@ -20,6 +20,7 @@ from audit_operator.policy.load import load_policy
 from audit_operator.policy.model import Level, Policy, Request, Rule, Stage
 from audit_operator.render.plan import Plan, render
 from audit_operator.render.program import Reference, decode, policy_of
+from audit_operator.render.report import decoded_clients
 from audit_operator.render.status import Condition, ResourceStatus, true, under_way, with_conditions
 from audit_operator.render.tls import CERTIFICATE_KIND
 from audit_operator.render.world import (
@@ -478,7 +479,7 @@ FIXED = backend(serverPolicy={"mode": "Fixed", "fixed": {"preset": "Metadata"}})
 def test_a_program_that_fits_a_config_map_only_as_gzip_is_there_as_gzip_under_the_same_key() -> None:
     plan = planned(policy(sinks=("out",), rules=long_rules(lambda: "u" * 240)), SINK, FIXED)
     (stored,) = (item for item in plan.objects if item["metadata"]["name"] == "audit-receiver-program")
-    assert "data" not in stored
+    assert stored["data"].keys() == {"clients.json"}
     data = base64.b64decode(stored["binaryData"]["program.json"])
     assert len(data) < 100_000
     assert decode(data) == plan.program
@@ -615,6 +616,33 @@ def test_without_a_cluster_to_own_them_objects_have_no_owner_and_with_it_all_hav
             "uid": "u-1",
             "controller": True,
         }
+
+
+def test_an_operator_whose_certificate_has_no_uri_yet_keeps_working_and_it_is_said() -> None:
+    source = {"certManager": {"issuerRef": {"name": "ca"}}}
+    served = SERVED | {("cert-manager.io/v1", "Certificate")}
+    for without, world in (
+        (by, structs.replace(LIVE, served=served, operator_by_common_name=by)) for by in (False, True)
+    ):
+        plan = planned(policy(), backend(certificates=source), world=world)
+        clients = decoded_clients(plan.clients_text.encode())
+        assert clients.operators == ("spiffe://cluster.local/ns/audit-system/sa/audit-operator",)
+        assert clients.operator_by_common_name is without
+        found = named(plan)
+        assert found["ConfigMap", "audit-receiver-program"]["data"]["clients.json"] == plan.clients_text
+        assert found["Certificate", "audit-operator-client"]["spec"]["uris"] == list(clients.operators)
+        said = [each for each in plan.notices if "anybody with the common name audit-operator" in each]
+        assert bool(said) is without
+
+
+def test_api_servers_are_known_by_the_names_that_the_backend_lists() -> None:
+    names = ["cp-1.example.com", "spiffe://prod/kube-apiserver"]
+    own = planned(policy(), backend(), world=LIVE)
+    others = planned(policy(), backend(certificates={"selfSigned": {}, "clientNames": names}), world=LIVE)
+    assert decoded_clients(own.clients_text.encode()).api_servers == ("kube-apiserver",)
+    assert decoded_clients(others.clients_text.encode()).api_servers == tuple(names)
+    # It is no part of the program, which older receivers would refuse, and which whoever may push could change.
+    assert own.program_text == others.program_text
 
 
 def named(plan: Plan) -> dict[tuple[str, str], dict[str, Any]]:

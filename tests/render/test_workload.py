@@ -10,6 +10,7 @@ from audit_operator.render.workload import SELECTOR, objects, stored
 from audit_operator.render.world import World
 from audit_operator.resources.auditbackend import AuditBackendSpec
 
+NAME = "kubernetes.io/metadata.name"
 WORLD = World(image="registry.example/audit-operator:1")
 EPHEMERAL: dict[str, Any] = {"storage": {"ephemeral": {"sizeLimit": "5Gi"}}}
 EVERYTHING: dict[str, Any] = {
@@ -167,6 +168,30 @@ def test_only_readiness_depends_on_whether_a_receiver_takes_events(options: dict
     assert asked == {"startupProbe": "/livez", "livenessProbe": "/livez", "readinessProbe": "/readyz"}
     startup = container["startupProbe"]
     assert startup["periodSeconds"] * startup["failureThreshold"] >= 300  # a large journal takes its time to be opened
+
+
+@pytest.mark.parametrize(
+    ("chosen", "selector"),
+    [
+        (None, {"matchExpressions": [{"key": NAME, "operator": "In", "values": ["monitoring"]}]}),
+        ({"names": ["b", "a"]}, {"matchExpressions": [{"key": NAME, "operator": "In", "values": ["a", "b"]}]}),
+        ({"from": "All"}, {}),
+        (
+            {"from": "Selector", "selector": {"matchLabels": {"a": "b"}}},
+            {"matchLabels": {"a": "b"}},
+        ),
+        (
+            {"from": "Selector", "selector": {"matchExpressions": [{"key": "a", "operator": "Exists"}]}},
+            {"matchExpressions": [{"key": "a", "operator": "Exists"}]},
+        ),
+    ],
+)
+def test_metrics_are_for_prometheus_namespace_unless_others_are_named(chosen: Any, selector: Any) -> None:
+    found = made(**({"metricsFrom": chosen} if chosen else {}))
+    policy = found["NetworkPolicy", "audit-receiver"]
+    kubernetes_validate.validate(policy, "1.28", strict=True)
+    (rule,) = (rule for rule in policy["spec"]["ingress"] if rule["ports"][0]["port"] == "metrics")
+    assert rule["from"] == [{"namespaceSelector": selector}]
 
 
 def test_all_selectors_select_the_pods_and_nothing_takes_a_pod_out_of_them() -> None:

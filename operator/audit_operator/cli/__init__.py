@@ -20,6 +20,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         # Names of files and users may hold what the terminal's encoding does not know.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    # API servers record bodies of 10,000 levels; the JSON library takes as many as Python allows.
+    sys.setrecursionlimit(20_000)
     code: object = 0
     try:
         app(prog_name="audit-operator")

@@ -161,20 +161,34 @@ def ca_secret(made: Renewal, namespace: str) -> Object:
 
 
 def issue_client(
-    authority: Mapping[str, bytes], common_name: str, now: datetime, lifetime: timedelta
+    authority: Mapping[str, bytes], common_name: str, now: datetime, lifetime: timedelta, *, uri: str | None = None
 ) -> tuple[str, str]:
     """A certificate for a client of the receivers and its key as PEM, signed by the CA; for the operator itself.
 
-    ``authority``: `Renewal.authority`. Raises ValueError if it cannot sign.
+    ``authority``: `Renewal.authority`. ``uri``: by which receivers know the operator; its common name stays, for
+    receivers of the version before there were URIs. Raises ValueError if it cannot sign.
     """
     # Receivers trust a successor as soon as the operator does: their files come by volume, not by hand.
     pairs = (_read_pair(authority.get(f"{name}.crt"), authority.get(f"{name}.key")) for name in ("issuer", "next"))
     signer = next((pair for pair in pairs if pair is not None), None)
     if signer is None:
         raise ValueError(f"Secret {CA} holds no CA that can sign")
-    wanted = _Wanted(common_name, "", common_name, (common_name,), ExtendedKeyUsageOID.CLIENT_AUTH)
+    names = (common_name,) if uri is None else (common_name, uri)
+    wanted = _Wanted(common_name, "", common_name, names, ExtendedKeyUsageOID.CLIENT_AUTH)
     made = _issued(wanted, signer, now, lifetime)
     return _pem(made.certificate).decode(), _key_pem(made.key).decode()
+
+
+def lacks_uri(secret: Object | None, uri: str) -> bool:
+    """Whether there is a certificate in the Secret, which somebody else makes, and this URI is not in it."""
+    certificates = _read_certificates(_data(secret).get("tls.crt"))
+    if not certificates:
+        return False
+    try:
+        names = certificates[0].extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, ValueError):
+        return True
+    return uri not in names.get_values_for_type(x509.UniformResourceIdentifier)
 
 
 # --- the CA ----------------------------------------------------------------------------------------------------------
@@ -269,10 +283,7 @@ def _issued(wanted: _Wanted, signer: _Pair, now: datetime, lifetime: timedelta =
     key = ec.generate_private_key(ec.SECP256R1())
     ca = signer.certificate
     identifier = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    names: list[x509.GeneralName] = [
-        x509.IPAddress(ipaddress.ip_address(name)) if is_address(name) else x509.DNSName(name)
-        for name in dict.fromkeys(wanted.names)
-    ]
+    names = list(map(_general_name, dict.fromkeys(wanted.names)))
     certificate = (
         x509.CertificateBuilder()
         .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, wanted.common_name)]))
@@ -290,6 +301,12 @@ def _issued(wanted: _Wanted, signer: _Pair, now: datetime, lifetime: timedelta =
         .sign(signer.key, hashes.SHA256())
     )
     return _Pair(certificate, key)
+
+
+def _general_name(name: str) -> x509.GeneralName:
+    if "://" in name:
+        return x509.UniformResourceIdentifier(name)
+    return x509.IPAddress(ipaddress.ip_address(name)) if is_address(name) else x509.DNSName(name)
 
 
 def _why_not(pair: _Pair | None, wanted: _Wanted, trusted: Iterable[x509.Certificate], now: datetime) -> str | None:

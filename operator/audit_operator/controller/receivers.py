@@ -42,8 +42,10 @@ _PUSH_TIMEOUT: Final = 30.0
 """Seconds for a program, which may have thousands of policies to be made ready."""
 _PATIENCE: Final = 3.0
 """Seconds a pass waits until receivers that answered lately have the program."""
-_LARGEST: Final = 16 << 20
+_LARGEST: Final = 4 << 20
 """Bytes of a status: a thousand sinks have some hundred kilobytes."""
+_LARGEST_ERROR: Final = 1 << 16
+"""Bytes of an answer that is none; the beginning is said."""
 _GRACE: Final = 60.0
 """Seconds for which the last report holds when no receiver answers: a single one is gone for a while when it restarts,
 and a thousand statuses would change twice."""
@@ -196,8 +198,8 @@ class Receivers:
                 async for piece in response.content.iter_any():
                     pieces.append(piece)
                     size += len(piece)
-                    if size > _LARGEST:
-                        raise _SilentError(f"answered with more than {_LARGEST} bytes")
+                    if size > (most := _LARGEST if response.status == 200 else _LARGEST_ERROR):
+                        raise _SilentError(f"answered {response.status} with more than {most} bytes")
         except TimeoutError:
             raise _SilentError(f"no answer within {seconds:g} s") from None
         except (aiohttp.ClientError, OSError) as error:

@@ -36,7 +36,7 @@ from audit_operator.render.exposure import RECEIVER, exposed
 from audit_operator.render.objects import Object, encoded, new, owned, text_hash
 from audit_operator.render.plan import Plan, render
 from audit_operator.render.program import CREDENTIALS, HASH_KEY, Credential, credentials_secret, references
-from audit_operator.render.report import OPERATOR_NAME
+from audit_operator.render.report import OPERATOR_NAME, operator_uri
 from audit_operator.render.status import Condition, ResourceStatus, not_observed, with_conditions
 from audit_operator.render.tenants import followed
 from audit_operator.render.tls import CLIENT_TLS, OPERATOR_TLS, RECEIVER_TLS
@@ -299,7 +299,8 @@ class Reconciler:
                     await self.children.apply(item)
                     world = replace(world, receiver_address=await self._address(unread))
         if backend.spec.certificates.self_signed is None:
-            return world, None
+            own = await self._read(Ref("Secret", OPERATOR_TLS), unread)
+            return replace(world, operator_by_common_name=certificates.lacks_uri(own, self._uri())), None
         found = {name: await self._read(Ref("Secret", name), unread) for name in certificates.SECRETS}
         if unread:
             return world, None  # a CA that is not known to be missing is not made anew
@@ -407,9 +408,15 @@ class Reconciler:
         now, authority = datetime.now(UTC), digest([renewal.certificates.ca, *sorted(renewal.authority.items())])
         known = memory.client
         if known is None or known[0] != authority or now - known[1] > _CLIENT_LIFETIME / 2:
-            certificate, key = certificates.issue_client(renewal.authority, OPERATOR_NAME, now, _CLIENT_LIFETIME)
+            certificate, key = certificates.issue_client(
+                renewal.authority, OPERATOR_NAME, now, _CLIENT_LIFETIME, uri=self._uri()
+            )
             known = memory.client = authority, now, Credentials(renewal.certificates.ca, certificate, key)
         return known[2]
+
+    def _uri(self) -> str:
+        """By which receivers know this operator."""
+        return operator_uri(self._settings.cluster_domain, self._settings.namespace)
 
     # --- what is said ------------------------------------------------------------------------------------------------
 

@@ -3,9 +3,10 @@
 `split` cuts what an API server sends or writes into events, `decode` reads one, `fields` takes one apart for writing it
 on with some fields replaced. All three take what JSON libraries refuse and Go does not: the body of a PATCH is recorded
 as the client sent it, with up to 10,000 levels and with halves of surrogate pairs, and must not take the events beside
-it along.
+it along. It costs no more than what they take.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
@@ -95,7 +96,7 @@ _fields = msgspec.json.Decoder(Fields)
 
 
 class TakesLongError(Exception):
-    """The JSON library refuses it. What takes it is a hundred times slower: up to half a second per MB."""
+    """The JSON library refuses it. What takes it needs 10 to 25 µs per kB, ten times as long (bench/events.py)."""
 
 
 def split(document: bytes, *, at_once: bool = False) -> list[Raw]:
@@ -106,6 +107,8 @@ def split(document: bytes, *, at_once: bool = False) -> list[Raw]:
         TakesLongError: it may be one, but not ``at_once``.
 
     """
+    if len(document) > 2 * _PIECE and (pieces := _split_in_pieces(document)) is not None:
+        return pieces
     try:
         items = _document.decode(document).items
     except msgspec.ValidationError as error:
@@ -116,10 +119,45 @@ def split(document: bytes, *, at_once: bool = False) -> list[Raw]:
         members = dict(_members_despite(error, document))
         if "items" not in members:
             return [Raw(document)]
-        return [Raw(item) for _, item in _members(members["items"])]
+        return [Raw(item) for item in _items_despite(error, members["items"])]
     if items is UNSET:
         return [Raw(document)]
     return items or []
+
+
+_HEAD_FIELD = rb"""~"(?:kind|apiVersion|metadata)"~:~(?:"[^"\\\x00-\x1f]{0,100}"|\{~\})~,"""
+_BEGIN = re.compile(rb"""~\{(?:%b)*~"items"~:~\[""".replace(b"%b", _HEAD_FIELD).replace(b"~", rb"[ \t\r\n]*"))
+_END = re.compile(rb"\][ \t\r\n]*\}[ \t\r\n]*\Z")
+_NEXT = b',{"level":'
+"""How API servers go on after an item. In a body it may stand as well; then what comes before it is no JSON."""
+
+
+def _split_in_pieces(document: bytes) -> list[Raw] | None:
+    """The items of an EventList as API servers write it, by some megabytes at a time: while the library is at work no
+    other thread is. None: it must be looked at as a whole.
+    """
+    begin, end = _BEGIN.match(document), _END.search(document, max(0, len(document) - 16))
+    if begin is None or end is None:
+        return None
+    items: list[Raw] = []
+    at, last, size = begin.end(), end.start(), _PIECE
+    while at < last:
+        to = document.find(_NEXT, at + size, last) if last - at > size else last
+        to = last if to < 0 else to
+        piece = b"[%b]" % document[at:to]
+        try:
+            found = _items.decode(piece)
+        except (RecursionError, ValueError) as error:
+            try:
+                found = [Raw(item) for item in _items_despite(error, piece)]
+            except EventError:
+                if to == last:
+                    return None
+                size *= 2
+                continue
+        items += found
+        at, size = to + 1, _PIECE
+    return items
 
 
 def decode(event: bytes | Raw) -> Event:
@@ -181,57 +219,177 @@ def _lenient(kind: type[_S], members: Mapping[str, object]) -> _S:
     return kind(**values)
 
 
-# A string without an end is a token too: looking for the next one inside it, quote by quote, would take forever.
-_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.|\\\Z)*+(?:"|\Z)|[][{},:]', re.DOTALL)
-_CLOSING = {b"{": b"}", b"[": b"]"}
-_SURROGATE = re.compile(rb"\\(?:(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL)
+# What follows takes what the JSON library refuses, without reading it value by value in Python, which takes seconds per
+# MB. Halves of surrogate pairs: from a copy in which no string has an escape, and nothing has moved, the library tells
+# how long each value is; the values are then cut out of the original. A few µs per kB. Too many levels: bracket by
+# bracket, which takes longer; so at most `_MOST_BRACKETS` of them, which is twice what an API server records.
+
+_MOST_MEMBERS = 1000
+"""Of an object that the JSON library refuses; an event has some twenty."""
+_MOST_BRACKETS = 1 << 16
+"""Looked at one by one, in 0.2 µs each."""
+_PIECE = 1 << 20
+"""Bytes that are searched at a time: a search lets no other thread go on."""
+
+_HEX = bytes(ord("0") if chr(byte) in "0123456789abcdefABCDEF" else byte for byte in range(256))
+_ASCII = bytes(byte if byte < 0x80 else 0x7F for byte in range(256))
+_BACKSLASH = ord("\\")
+_MEMBER = re.compile(rb'[{,]?[ \t\n\r]*("(?:[^"\\]++|\\.)*+")[ \t\n\r]*:[ \t\n\r]*', re.DOTALL)
+_SPACE = re.compile(rb"[ \t\n\r]*")
+_BETWEEN = re.compile(rb"[ \t\n\r,]*")
+_items = msgspec.json.Decoder(list[Raw])
 
 
 def _members_despite(error: Exception, document: bytes) -> Iterator[tuple[str, bytes]]:
     """The members of a JSON object that the JSON library refuses. Raises EventError if it is right to."""
     if not isinstance(error, RecursionError):
+        flat = _flat(error, document)
         try:
-            msgspec.json.decode(
-                _SURROGATE.sub(lambda escape: b"\\ufffd" if escape[1] else escape[0], document), type=Raw
-            )
-        except (RecursionError, ValueError):
-            raise EventError(f"not an audit event or EventList: {error}") from error
+            return _cut_out(document, flat, _fields.decode(flat))
+        except RecursionError:
+            pass
+        except ValueError:
+            raise _refused(error) from error
     return _members(document)
+
+
+def _items_despite(error: Exception, array: bytes) -> Iterator[bytes]:
+    """The same for the items of an array."""
+    if not isinstance(error, RecursionError):
+        flat = _flat(error, array)
+        try:
+            return _laid_out(array, flat, _items.decode(flat))
+        except RecursionError:
+            pass
+        except ValueError:
+            raise _refused(error) from error
+    return (item for _, item in _members(array))
+
+
+def _refused(error: Exception) -> EventError:
+    return EventError(f"not an audit event or EventList: {error}")
+
+
+def _flat(error: Exception, document: bytes) -> bytes:
+    """As long as ``document``, of the same structure, all ASCII, and without escapes but for one-letter ones; no JSON
+    if that was none. Raises EventError for an escape that is none.
+    """
+    pieces, start = [], 0
+    while start < len(document):
+        piece = document[start : start + _PIECE]
+        if piece[-1] == _BACKSLASH and (len(piece) - len(piece.rstrip(b"\\"))) % 2 and len(piece) > 1:
+            piece = piece[:-1]  # the other half of this escape is in the next one
+        pieces.append(piece.replace(b"\\\\", b"\x7f\x7f").translate(_ASCII))
+        start += len(piece)
+    # Backslashes that are escaped themselves are gone: what is left begins an escape, and most often is none.
+    plain, escapes, whole = b"".join(pieces), 0, 0
+    for index, piece in enumerate(pieces):
+        escapes += piece.count(b"\\u")
+        whole += piece.translate(_HEX).count(b"\\u0000")
+        pieces[index] = piece.replace(b"\\u", b"\x7f\x7f")
+    if escapes != whole and len(pieces) > 1:  # some may have been cut apart
+        whole = plain.translate(_HEX).count(b"\\u0000")
+    if escapes != whole:
+        raise _refused(error) from error
+    return b"".join(pieces)
+
+
+def _cut_out(document: bytes, flat: bytes, values: Fields) -> Iterator[tuple[str, bytes]]:
+    """The members of ``document`` at the places that ``values`` have in ``flat``."""
+    if len(values) > _MOST_MEMBERS:
+        raise EventError(f"not an audit event or EventList: an object of more than {_MOST_MEMBERS} fields")
+    spaces = _SPACE.match(flat)
+    at = spaces.end() if spaces else 0
+    for name, value in values.items():
+        found = _MEMBER.match(flat, at)
+        # The library keeps the last of two with one name: then nobody knows where the others end.
+        if found is None or _key(found[1]) != name:
+            break
+        end = found.end() + len(value)
+        yield _key(document[found.start(1) : found.end(1)]), document[found.end() : end]
+        after = _SPACE.match(flat, end)
+        at = after.end() if after else end
+    else:
+        if not values or flat[at:].strip() == b"}":
+            return
+    raise EventError("not an audit event or EventList: a field is there twice")
+
+
+def _laid_out(array: bytes, flat: bytes, values: list[Raw]) -> Iterator[bytes]:
+    at = flat.index(b"[") + 1
+    for value in values:
+        between = _BETWEEN.match(flat, at)
+        start = between.end() if between else at
+        at = start + len(value)
+        yield array[start:at]
+
+
+# A string without an end is a token too: looking for the next one inside it, quote by quote, would take forever.
+_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.|\\\Z)*+(?:"|\Z)|[][{},:]', re.DOTALL)
+_BRACKET = re.compile(rb'(?:[^][{}"]++|"(?:[^"\\]++|\\.)*+")*+([][{}])', re.DOTALL)
+_CLOSING = {b"{": b"}", b"[": b"]"}
 
 
 def _members(container: bytes) -> Iterator[tuple[str, bytes]]:
     """The members of a JSON object, or the items of an array under the key ``""``, however deep their values nest.
 
     Raises:
-        EventError: its brackets do not match up, or it is neither.
+        EventError: its brackets do not match up, there are too many of them, or it is neither.
 
     """
+    outer, key, start, at, brackets = b"", "", 0, 0, 0
+    while (token := _TOKEN.search(container, at)) is not None:
+        mark, at, brackets = token.group(), token.end(), brackets + 1
+        if brackets > _MOST_BRACKETS:
+            break
+        if not outer:
+            if mark not in _CLOSING or container[: token.start()].strip():
+                break
+            outer, start = _CLOSING[mark], at
+        elif mark in _CLOSING:
+            at, brackets = _behind(container, token.start(), brackets)
+        elif mark in (b"}", b"]"):
+            if mark != outer or container[at:].strip():
+                break
+            if value := container[start : token.start()].strip():
+                yield key, value
+            return
+        elif mark == b",":
+            yield key, container[start : token.start()].strip()
+            key, start = "", at
+        elif mark == b":":
+            key, start = _key(container[start : token.start()]), at
+    raise EventError("not an audit event or EventList: it is cut off, or not a JSON object")
+
+
+def _behind(container: bytes, start: int, brackets: int) -> tuple[int, int]:
+    """Where what begins with a bracket at ``start`` ends, and how many brackets were looked at by then."""
     closing: list[bytes] = []
-    key, start = "", 0
-    for token in _TOKEN.finditer(container):
-        mark = token.group()
+    # One after the other: a search would begin anew at every byte of a string without an end.
+    while (found := _BRACKET.match(container, start)) is not None:
+        mark, start = found[1], found.end()
+        brackets += 1
+        if brackets > _MOST_BRACKETS:
+            raise EventError("not an audit event or EventList: too many levels in too many brackets")
         if mark in _CLOSING:
             closing.append(_CLOSING[mark])
-            if len(closing) == 1:
-                start = token.end()
-        elif mark in (b"}", b"]"):
-            if not closing or closing.pop() != mark:
-                break
-            if not closing and (value := container[start : token.start()].strip()):
-                yield key, value
-        elif len(closing) == 1 and mark == b",":
-            yield key, container[start : token.start()].strip()
-            key, start = "", token.end()
-        elif len(closing) == 1 and mark == b":":
-            key, start = _key(container[start : token.start()]), token.end()
-    else:
-        if not closing and container.lstrip().startswith((b"{", b"[")):
-            return
+        elif closing.pop() != mark:
+            break
+        elif not closing:
+            return start, brackets
     raise EventError("not an audit event or EventList: it is cut off, or not a JSON object")
 
 
 def _key(text: bytes) -> str:
     try:
         return msgspec.json.decode(text, type=str)
+    except ValueError:
+        pass
+    try:
+        # As an API server reads it: half of a surrogate pair, or a byte that is no UTF-8, is U+FFFD.
+        name = json.loads(text.decode(errors="replace"))
     except ValueError as error:
         raise EventError(f"not an audit event or EventList: {error}") from error
+    if not isinstance(name, str):
+        raise EventError("not an audit event or EventList: a field's name is no string")
+    return name.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

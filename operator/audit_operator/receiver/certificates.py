@@ -43,6 +43,8 @@ class Certificates:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.verify_mode = ssl.CERT_REQUIRED
         context.set_alpn_protocols(["http/1.1"])
+        # A handshake on an open connection costs us as much as the first one, and no deadline would be on it.
+        context.options |= ssl.OP_NO_RENEGOTIATION
         context.load_verify_locations(self._folder / "ca.crt")
         context.load_cert_chain(self._folder / "tls.crt", self._folder / "tls.key")
         return context

@@ -4,8 +4,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -13,6 +12,7 @@ from typing import Final, NamedTuple, Protocol, TypeVar
 
 from msgspec import Raw
 
+from audit_operator.net.throttling import ThrottledLog
 from audit_operator.policy.events import Event, EventError, TakesLongError, decode, split
 from audit_operator.policy.model import Request
 from audit_operator.policy.request import request_of
@@ -22,6 +22,7 @@ from audit_operator.receiver.duplicates import Duplicates, Key, key, moment
 from audit_operator.receiver.journal import AppendError, Blocks, Entry, Journal, blocks
 from audit_operator.receiver.metrics import Metrics
 from audit_operator.receiver.quarantine import MALFORMED, FullError, Held, Quarantine, malformed
+from audit_operator.receiver.threads import FairThread
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ _AT_A_TIME: Final = 100
 """Events decided before others get a turn: a millisecond or two."""
 
 _WORKED: Final = 0.005
-"""Seconds of work after which they do, where a tenant's redactions may take that long for one event."""
+"""Seconds of work after which they do, however few events that were."""
 
 _MOST_PLANS: Final = 4096
 """Counted before they become counters by policy; a second's POSTs have some hundred."""
@@ -68,10 +69,16 @@ _MOST_PLANS: Final = 4096
 _LARGE: Final = 1 << 20
 """Bytes from which on a body is taken apart in a thread: health checks and other API servers must be answered."""
 
-_LARGE_ITEM: Final = 1 << 16
-"""Bytes from which on an event is decoded, cut and redacted there. With what JSON libraries refuse and Go does not in
-it each of these takes 0.2 s per MB.
+_LARGE_REFUSED: Final = 1 << 17
+"""The same for one that the JSON library refuses, which takes ten times as long (`policy.events`)."""
+
+_LARGE_ITEM: Final = 1 << 15
+"""Bytes of an event, times the forms in which it leaves, from which on it is decoded, cut and redacted there: each kB
+takes some µs, and 100 or so where a redaction looks at every value.
 """
+
+_MOST_MALFORMED: Final = 100
+"""Items of one POST that go to quarantine. The rest is counted: the cause is in these."""
 
 
 class Limited(NamedTuple):
@@ -84,15 +91,18 @@ class Limited(NamedTuple):
 @dataclass(slots=True)
 class _Gathered:
     """What a POST comes to. ``ours``: whether it was kept, for POSTs that repeat it. ``plans``: of every event that is
-    no repetition, for the metrics.
+    no repetition, for the metrics. ``no_events``: items that are none, of which the first are in ``malformed``.
+    ``lane``: whose time in the thread it takes.
     """
 
     server: str
+    lane: Hashable
     ours: "asyncio.Future[bool]"
     entries: dict[str, list[Entry]] = field(default_factory=dict)
     keys: list[Key] = field(default_factory=list)
     waits: "set[asyncio.Future[bool]]" = field(default_factory=set)
     malformed: list[Held] = field(default_factory=list)
+    no_events: int = 0
     plans: list[Plan] = field(default_factory=list)
     redacted: int = 0
     failed: list[str] = field(default_factory=list)
@@ -132,8 +142,9 @@ class Intake:
         """
         self.limited: dict[str, Limited] = {}
         """Sink -> events it does not get because a tenant's policies asked for too many."""
-        # One: several would only take the interpreter from each other, and each large event is in the memory twice.
-        self._aside = ThreadPoolExecutor(1, "large")
+        # One: each large event is in the memory several times.
+        self._aside = FairThread("large")
+        self._log = ThrottledLog(logger)
 
     @property
     def not_covered(self) -> Mapping[str, int]:
@@ -149,27 +160,23 @@ class Intake:
 
     def close(self) -> None:
         """Let the thread for what is large end."""
-        self._aside.shutdown(wait=False)
+        self._aside.close()
 
-    async def _in_thread(self, work: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._aside, work)
-
-    async def take(self, server: str, body: bytes, target: Target) -> int:
+    async def take(self, server: str, body: bytes, target: Target, lane: Hashable = None) -> int:
         """Back when every event of the POST is on disk for every sink that gets it; how many events it held.
 
-        Raises BodyError, and BusyError if that could not be done.
+        ``lane``: who shares the thread for large events with others, if not all of ``server`` together. Raises
+        BodyError, and BusyError if that could not be done.
         """
         begun = time.perf_counter()
+        lane = server if lane is None else lane
         try:
-            try:
-                items = split(body, at_once=True) if len(body) < _LARGE else await self._in_thread(partial(split, body))
-            except TakesLongError:
-                items = await self._in_thread(partial(split, body))
+            items = await self._split(body, lane)
         except EventError as error:
             raise BodyError(str(error)) from None
         self._metrics.spent("split", time.perf_counter() - begun)
         ours: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        gathered = _Gathered(server, ours)
+        gathered = _Gathered(server, lane, ours)
         try:
             await self._gather(items, target, gathered)
             await self._keep(gathered)
@@ -186,32 +193,45 @@ class Intake:
                 raise BusyError("the first of two POSTs with the same events failed")
         return len(items)
 
+    async def _split(self, body: bytes, lane: Hashable) -> list[Raw]:
+        if len(body) < _LARGE:
+            try:
+                return split(body, at_once=len(body) >= _LARGE_REFUSED)
+            except TakesLongError:
+                pass
+        return await self._aside.run(lane, partial(split, body))
+
     async def _gather(self, items: Sequence[Raw], target: Target, gathered: _Gathered) -> None:
         deciding, full, crowded = target.deciding, frozenset(target.full()), frozenset(target.crowded())
-        deciding_seconds = cutting_seconds = worked = 0.0
+        deciding_seconds = cutting_seconds = 0.0
         for some, large in _slices(items):
             if some[0] is not items[0]:
                 await asyncio.sleep(0)
             begun = time.perf_counter()
-            events = await self._in_thread(partial(_decoded, some)) if large else _decoded(some)
+            if large:
+                events = await self._aside.run(gathered.lane, partial(_decoded, some))
+            else:
+                events = _decoded(some)
             chosen = self._decide(some, events, deciding, gathered)
-            decided = time.perf_counter()
+            turn = decided = time.perf_counter()
             for each in chosen:
                 closed = full
                 if each.plan.guests:
                     closed = _closed(each, target, full, crowded, gathered)
+                work = partial(self._cut, each, closed, gathered)
+                aside = large or len(each.raw) * len(each.plan.routes) >= _LARGE_ITEM
                 try:
-                    work = partial(self._cut, each, closed, gathered)
-                    seconds = await self._in_thread(work) if large else work()
+                    seconds = await self._aside.run(gathered.lane, work) if aside else work()
                 except Exception as error:
-                    gathered.malformed.append(_unreadable(gathered.server, each.item, error))
+                    gathered.no_events += 1
+                    if len(gathered.malformed) < _MOST_MALFORMED:
+                        gathered.malformed.append(_unreadable(gathered.server, each.item, error))
                     continue
                 if seconds:
                     target.spend(each.request.namespace, seconds)
-                    worked += seconds
-                    if worked > _WORKED:
-                        await asyncio.sleep(0)
-                        worked = 0.0
+                if not aside and time.perf_counter() - turn > _WORKED:
+                    await asyncio.sleep(0)
+                    turn = time.perf_counter()
                 gathered.plans.append(each.plan)
                 gathered.latest = each.event.stage_timestamp
             deciding_seconds += decided - begun
@@ -254,7 +274,9 @@ class Intake:
                 gathered.keys.append(name)
                 chosen.append(_Chosen(item, raw, event, request, plan, duplicates.held(when)))
             except Exception as error:
-                gathered.malformed.append(_unreadable(server, item, error))
+                gathered.no_events += 1
+                if len(gathered.malformed) < _MOST_MALFORMED:
+                    gathered.malformed.append(_unreadable(server, item, error))
         return chosen
 
     def _cut(self, chosen: _Chosen, closed: Collection[str], gathered: _Gathered) -> float:
@@ -290,7 +312,7 @@ class Intake:
     async def _keep(self, gathered: _Gathered) -> None:
         server = gathered.server
         if gathered.malformed:
-            await self._set_aside(server, gathered.malformed)
+            await self._set_aside(server, gathered.malformed, gathered.no_events)
         if not gathered.entries:
             return
         begun = time.perf_counter()
@@ -307,9 +329,11 @@ class Intake:
         for sink, entries in gathered.entries.items():
             self._metrics.journaled.labels(sink).inc(len(entries))
 
-    async def _set_aside(self, server: str, items: Sequence[Held]) -> None:
-        self._metrics.malformed.labels(self._metrics.server(server)).inc(len(items))
-        logger.warning("API server %s sent %d items that are no events: %s", server, len(items), items[0].reason)
+    async def _set_aside(self, server: str, items: Sequence[Held], number: int) -> None:
+        self._metrics.malformed.labels(self._metrics.server(server)).inc(number)
+        self._log.report(
+            f"malformed {server}", "API server %s sent %s items that are no events: %s", server, number, items[0].reason
+        )
         try:
             await self._journal.reading(lambda: self._quarantine.put(MALFORMED, items))
         except FullError:

@@ -2,6 +2,7 @@
 
 import asyncio
 import bisect
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Final
@@ -11,6 +12,9 @@ from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 LATENCY_BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0, 86400.0)
+
+_FRESH: Final = 1.0
+"""Seconds."""
 
 _SERVERS: Final = 64
 """Names of API servers with series of their own, the others share one. They come from certificates, so this is a bound
@@ -39,6 +43,9 @@ class Metrics:
 
         self._servers: set[str] = set()
         self.posts = counter("posts", "POSTs by API server and answer.", "server", "code")
+        self.refused = counter(
+            "refused", "Connections, requests and bodies that were refused, on both ports, by reason.", "reason"
+        )
         self.received = counter("received_events", "Events taken from API servers.", "server")
         self.received_bytes = counter("received_bytes", "Bytes of POSTs that were taken.", "server")
         self.duplicates = counter("duplicate_events", "Events that came again and were dropped.", "server")
@@ -84,6 +91,9 @@ class Metrics:
         registry.register(self.latency)
         self._refresh: Callable[[], None] = lambda: None
         self._settle: Callable[[], None] = lambda: None
+        self._text: bytes | None = None
+        self._written = 0.0
+        self._writing: asyncio.Task[bytes] | None = None
 
     def spent(self, stage: str, seconds: float) -> None:
         """So long a POST, or a batch, was at this stage."""
@@ -118,10 +128,24 @@ class Metrics:
         self.latency.keep(sinks)
 
     async def text(self) -> bytes:
-        """In Prometheus' text format. A thousand policies have tens of thousands of series."""
-        self._settle()
-        self._refresh()
-        return await asyncio.to_thread(generate_latest, self._registry)
+        """In Prometheus' text format, at most `_FRESH` old: a thousand policies have tens of thousands of series, and
+        anybody may ask. Whoever asks meanwhile gets the same.
+        """
+        if self._writing is None and (self._text is None or time.monotonic() - self._written >= _FRESH):
+            self._writing = asyncio.create_task(self._write())
+        if self._writing is not None:
+            return await asyncio.shield(self._writing)
+        return self._text or b""
+
+    async def _write(self) -> bytes:
+        try:
+            self._settle()
+            self._refresh()
+            self._text = await asyncio.to_thread(generate_latest, self._registry)
+            self._written = time.monotonic()
+            return self._text
+        finally:
+            self._writing = None
 
 
 class Latency(Collector):

@@ -17,6 +17,7 @@ from typing import Any, Final
 import uvloop
 
 from audit_operator.receiver.certificates import Certificates
+from audit_operator.receiver.clients import Clients
 from audit_operator.receiver.delivery import Kept
 from audit_operator.receiver.duplicates import Duplicates, moment
 from audit_operator.receiver.intake import Intake
@@ -30,7 +31,7 @@ from audit_operator.receiver.shares import name_of
 from audit_operator.receiver.sinks import Surroundings
 from audit_operator.receiver.status import status
 from audit_operator.render.program import CLAIMS_DIRECTORY
-from audit_operator.render.report import encoded
+from audit_operator.render.report import CLIENTS_FILE, encoded
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +45,8 @@ pod (terminationGracePeriodSeconds). What is not delivered stays in the journal.
 """
 
 _NESTING: Final = 20_000
-"""Levels of JSON. API servers record 10,000; where the library stops earlier, a slow way takes over (100 ms per MB) and
-the body is replaced. A thread's stack of 8 MB holds as many in the library.
+"""Levels of JSON. API servers record 10,000; where the library stops earlier, a slower way takes over, for so many
+brackets, and the body is replaced. A thread's stack of 8 MB holds as many in the library.
 """
 
 _SWITCH_SECONDS: Final = 0.001
@@ -88,7 +89,8 @@ class Receiver:
         self.intake = Intake(self.journal, self.quarantine, self.metrics, self.duplicates)
         self.programs = Programs(options.program, options.journal, self.running)
         self.certificates = Certificates(options.certificates)
-        parts = Parts(self.intake, self.running, self.programs, self.certificates, self.metrics)
+        self.clients = Clients(options.program.with_name(CLIENTS_FILE))
+        parts = Parts(self.intake, self.running, self.programs, self.certificates, self.clients, self.metrics)
         self.server = Server(parts, self._status)
         self._tasks: list[asyncio.Task[None]] = []
         self.ports = (0, 0)
@@ -102,6 +104,7 @@ class Receiver:
             raise StartError(f"--journal: {error}") from error
         self._say_what_was_found()
         self.certificates.look()
+        self.clients.look()
         try:
             self.ports = await self.server.start(options.listen, options.metrics)
         except OSError as error:
@@ -158,7 +161,9 @@ class Receiver:
                 logger.exception("a bug; going on")
 
     async def _look(self) -> None:
-        await asyncio.get_running_loop().run_in_executor(None, self.certificates.look)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, self.certificates.look)
+        await loop.run_in_executor(None, self.clients.look)
         await self.programs.look()
 
     async def _mend(self) -> None:

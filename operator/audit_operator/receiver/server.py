@@ -5,148 +5,74 @@ decoded, and only a certificate of our CA gets as far as a request.
 """
 
 import asyncio
-import contextlib
 import logging
 import socket
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Collection
+from collections import Counter
+from collections.abc import Callable, Collection
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from aiohttp import web
-from aiohttp.http_exceptions import BadHttpMessage
-
+from audit_operator.net.http import (
+    BodyCutOffError,
+    HttpServer,
+    Limits,
+    Request,
+    Response,
+    network_of,
+    text,
+)
+from audit_operator.net.throttling import ThrottledLog
+from audit_operator.receiver.budget import BodyBudget
 from audit_operator.receiver.certificates import Certificates
+from audit_operator.receiver.clients import Client, Clients, Role
 from audit_operator.receiver.deciding import Deciding
 from audit_operator.receiver.intake import BodyError, BusyError, Intake
 from audit_operator.receiver.metrics import Metrics
 from audit_operator.receiver.programs import LARGEST, ProgramError, Programs
 from audit_operator.receiver.running import Running
-from audit_operator.render.report import OPERATOR_NAME, PROGRAM_PATH, STATUS_PATH
+from audit_operator.render.report import PROGRAM_PATH, STATUS_PATH
 
 logger = logging.getLogger(__name__)
 
 AUDIT: Final = "/audit"
 
-_CONNECTIONS: Final = 1000
-"""Together; an API server holds some tens. Each costs about 50 kB. More wait in the kernel's queue."""
+_SECURE: Final = Limits(trusted=736, strangers=64)
+"""An API server holds some tens. Each costs about 50 kB. Strangers are those whose certificate is of our CA and has no
+name that may do anything: they get an answer.
+"""
 
 _HANDSHAKES: Final = 200
-"""At the same time, before anybody has shown a certificate; the one that has taken longest gives way."""
+"""At the same time, before anybody has shown a certificate; of the address with most of them the oldest gives way."""
+
+_CONNECTIONS: Final = _SECURE.trusted + _SECURE.strangers + _HANDSHAKES
+"""Together; more wait in the kernel's queue."""
+
+_PLAIN: Final = Limits(trusted=0, strangers=64, keep_alive=False)
+"""Probes and Prometheus, which anybody may pretend to be."""
 
 _HANDSHAKE_SECONDS: Final = 10.0
-_HEADER_SECONDS: Final = 10.0
-"""Until the first request's headers are there. Without it an open connection would be free."""
 
 _BODY_SECONDS: Final = 30.0
 """An API server gives up on a request after 30 s itself."""
 
-_IDLE_SECONDS: Final = 120.0
-"""Longer than the 90 s after which Go's client closes an idle connection: so it is never us, just when it sends."""
-
-_SMALLEST_ROOM: Final = 64 << 20
+_SMALLEST_BUDGET: Final = 64 << 20
 """Bytes of bodies at the same time, or twice the body limit if that is more: what waits for the disk is here, too."""
 
-_ROOM_SECONDS: Final = 10.0
 _RETRY_AFTER: Final = "5"
 """Seconds. 3 to 10 make API servers wait longest, about 230 s in all, before they drop a batch."""
 
-
-class Room:
-    """Bytes that may be in the memory; whoever comes first gets them first."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._taken = 0
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
-
-    async def enter(self, size: int) -> None:
-        """Wait for that much room; what is larger than all of it waits until it is alone. Raises TimeoutError."""
-        if self._waiting or not self._fits(size):
-            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append((size, future))
-            try:
-                async with asyncio.timeout(_ROOM_SECONDS):
-                    await future
-            except BaseException:
-                if future.done() and not future.cancelled():
-                    self.leave(size)
-                else:
-                    self._waiting = deque(each for each in self._waiting if each[1] is not future)
-                    self._admit()
-                raise
-        else:
-            self._taken += size
-
-    def leave(self, size: int) -> None:
-        """Give it back."""
-        self._taken -= size
-        self._admit()
-
-    def _fits(self, size: int) -> bool:
-        return self._taken == 0 or self._taken + size <= self.size
-
-    def _admit(self) -> None:
-        while self._waiting and self._fits(self._waiting[0][0]):
-            size, future = self._waiting.popleft()
-            if not future.done():
-                self._taken += size
-                future.set_result(None)
+_JSON: Final = "application/json"
 
 
-class _Handler(web.RequestHandler):
-    """aiohttp's, with a deadline for the first request's headers, and somebody to tell when the connection ends."""
-
-    __slots__ = ("_deadline", "on_end")
-
-    def __init__(self, manager: web.Server, **kwargs: Any) -> None:
-        super().__init__(manager, **kwargs)
-        self._deadline: asyncio.TimerHandle | None = None
-        self.on_end: Callable[[], None] | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self._deadline = asyncio.get_running_loop().call_later(_HEADER_SECONDS, self.force_close)
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._deadline is not None and self._messages:
-            self._deadline.cancel()
-            self._deadline = None
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-        if self.on_end is not None:
-            self.on_end()
-        super().connection_lost(exc)
-
-
-_Answering = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
-
-
-class _Protocols(web.Server):
-    """Makes one protocol per connection."""
-
-    def __init__(self, handle: _Answering) -> None:
-        # Content-Encoding is refused, not undone: API servers do not compress, and small bodies could become huge.
-        super().__init__(
-            handle, access_log=None, auto_decompress=False, keepalive_timeout=_IDLE_SECONDS, lingering_time=2.0
-        )
-        self._loop = asyncio.get_running_loop()
-
-    def __call__(self) -> _Handler:
-        return _Handler(self, loop=self._loop, **self._kwargs)
-
-
-class _Caller:
+class _Accepted:
     """A connection until it ends. ``owned``: by the loop, which closes it. ``served``: hands are shaken."""
 
-    __slots__ = ("_slots", "owned", "served", "socket")
+    __slots__ = ("_slots", "network", "owned", "served", "socket")
 
-    def __init__(self, connection: socket.socket, slots: asyncio.Semaphore) -> None:
+    def __init__(self, connection: socket.socket, network: str, slots: asyncio.Semaphore) -> None:
         self.socket = connection
+        self.network = network
         self.owned = False
         self.served = False
         self._slots: asyncio.Semaphore | None = slots
@@ -172,6 +98,7 @@ class Parts(NamedTuple):
     running: Running
     programs: Programs
     certificates: Certificates
+    clients: Clients
     metrics: Metrics
 
 
@@ -179,200 +106,280 @@ class Server:
     """Listens. ``status``: makes the status, as JSON."""
 
     def __init__(self, parts: Parts, status: Callable[[], bytes]) -> None:
-        self._intake, self._running, self._programs, self._certificates, self._metrics = parts
-        self._status = status
-        self._room = Room(_SMALLEST_ROOM)
+        self._certificates, self._metrics = parts.certificates, parts.metrics
+        self._refusals = _Refusals(parts.metrics)
+        self._application = _Secure(parts, status, self._refusals)
+        self._plain_application = _Plain(parts, self._refusals)
         self._slots = asyncio.Semaphore(_CONNECTIONS)
-        self._handshakes: dict[_Caller, asyncio.Task[None]] = {}
+        self._handshakes: dict[_Accepted, asyncio.Task[None]] = {}
         self._connecting: set[asyncio.Task[None]] = set()
-        self._protocols: list[_Protocols] = []
+        self._secure: HttpServer | None = None
+        self._plain: HttpServer | None = None
         self._listening: list[socket.socket] = []
         self._accepting: list[asyncio.Task[None]] = []
-        self._plain: asyncio.Server | None = None
-        self.stopping = False
+        self._plain_listening: asyncio.Server | None = None
 
     async def start(self, listen: tuple[str, int], metrics: tuple[str, int]) -> tuple[int, int]:
         """The ports, which may be asked for as 0. Raises OSError."""
         loop = asyncio.get_running_loop()
-        plain = _Protocols(self._answer_plain)
-        self._plain = await loop.create_server(plain, *metrics)
-        secure = _Protocols(self._answer)
-        self._protocols = [plain, secure]
+        self._plain = HttpServer(self._plain_application, _PLAIN)
+        self._plain_listening = await loop.create_server(self._plain, *metrics)
+        self._secure = HttpServer(self._application, _SECURE)
         family = socket.AF_INET6 if ":" in listen[0] else socket.AF_INET
         listening = socket.create_server(listen, family=family, backlog=1024)
         listening.setblocking(False)
         self._listening.append(listening)
-        self._accepting.append(asyncio.create_task(self._accept(listening, secure), name="accept"))
-        return listening.getsockname()[1], self._plain.sockets[0].getsockname()[1]
+        self._accepting.append(asyncio.create_task(self._accept(listening, self._secure), name="accept"))
+        return listening.getsockname()[1], self._plain_listening.sockets[0].getsockname()[1]
 
     async def stop(self, grace: float) -> None:
         """Take no more, and answer what is there for at most so many seconds. Health and metrics go on."""
-        self.stopping = True
+        self._application.stopping = self._plain_application.stopping = True
         ending = (*self._accepting, *self._connecting)
         for task in ending:
             task.cancel()
         await asyncio.gather(*ending, return_exceptions=True)
         for listening in self._listening:
             listening.close()
-        if self._protocols:
-            await self._protocols[1].shutdown(grace)
+        if self._secure is not None:
+            await self._secure.shutdown(grace)
 
     async def close(self) -> None:
         """Health and metrics end, too."""
-        if self._plain is not None:
-            self._plain.close()
-            await self._protocols[0].shutdown(1.0)
+        if self._plain_listening is not None and self._plain is not None:
+            self._plain_listening.close()
+            await self._plain.shutdown(1.0)
 
     # --- connections ---
 
-    async def _accept(self, listening: socket.socket, protocols: _Protocols) -> None:
+    async def _accept(self, listening: socket.socket, server: HttpServer) -> None:
         loop = asyncio.get_running_loop()
         while True:
             await self._slots.acquire()
             try:
-                connection, _ = await loop.sock_accept(listening)
+                connection, peer = await loop.sock_accept(listening)
             except OSError as error:
                 # Out of file descriptors, or the client is gone already: both pass.
                 self._slots.release()
-                logger.warning("a connection could not be accepted: %s", error.strerror)
+                self._refusals.add("Accept", str(error.strerror), "")
                 await asyncio.sleep(0.1)
                 continue
             except asyncio.CancelledError:
                 self._slots.release()
                 raise
             if len(self._handshakes) >= _HANDSHAKES:
-                self._handshakes.pop(next(iter(self._handshakes))).cancel()
-            caller = _Caller(connection, self._slots)
-            task = asyncio.create_task(self._connect(caller, protocols))
-            self._handshakes[caller] = task
+                self._end_a_handshake()
+            accepted = _Accepted(connection, network_of(str(peer[0])), self._slots)
+            task = asyncio.create_task(self._connect(accepted, server))
+            self._handshakes[accepted] = task
             self._connecting.add(task)
-            task.add_done_callback(partial(self._connected, caller))
+            task.add_done_callback(partial(self._connected, accepted))
 
-    def _connected(self, caller: "_Caller", task: "asyncio.Task[None]") -> None:
+    def _end_a_handshake(self) -> None:
+        ((heaviest, _),) = Counter(each.network for each in self._handshakes).most_common(1)
+        victim = next(each for each in self._handshakes if each.network == heaviest)
+        self._refusals.add("TooManyHandshakes", "there are too many connections without a certificate", heaviest)
+        self._handshakes.pop(victim).cancel()
+
+    def _connected(self, accepted: _Accepted, task: "asyncio.Task[None]") -> None:
         self._connecting.discard(task)
-        self._handshakes.pop(caller, None)
-        caller.abandon()
+        self._handshakes.pop(accepted, None)
+        accepted.abandon()
 
-    async def _connect(self, caller: "_Caller", protocols: _Protocols) -> None:
+    async def _connect(self, accepted: _Accepted, server: HttpServer) -> None:
         """Shake hands. A wrong certificate, none at all, no TLS, or too slow: nobody we owe an answer."""
         context = self._certificates.context
         if context is None:
             return
-
-        def protocol() -> _Handler:
-            handler = protocols()
-            handler.on_end = caller.release
-            return handler
-
-        with contextlib.suppress(OSError):
-            caller.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            caller.owned = True
-            await asyncio.get_running_loop().connect_accepted_socket(
-                protocol, caller.socket, ssl=context, ssl_handshake_timeout=_HANDSHAKE_SECONDS, ssl_shutdown_timeout=2.0
-            )
-            caller.served = True
-
-    # --- answers ---
-
-    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        started = time.perf_counter()
-        name = _common_name(request)
         try:
-            response = await self._routed(request, name)
-        except (ConnectionError, BadHttpMessage, web.PayloadAccessError):
-            response = _text(400, "the body was cut off")
-        if request.path == AUDIT:
-            self._metrics.posts.labels(self._metrics.server(name), str(response.status)).inc()
+            accepted.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            accepted.owned = True
+            await asyncio.get_running_loop().connect_accepted_socket(
+                partial(server, accepted.release),
+                accepted.socket,
+                ssl=context,
+                ssl_handshake_timeout=_HANDSHAKE_SECONDS,
+                ssl_shutdown_timeout=2.0,
+            )
+            accepted.served = True
+        except OSError as error:
+            self._refusals.add("Handshake", error.strerror or type(error).__name__, accepted.network)
+
+
+class _Refusals:
+    """Whoever is refused is counted, and said once a minute for each reason."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._log = ThrottledLog(logger)
+
+    def add(self, reason: str, message: str, who: object) -> None:
+        """One more."""
+        self._metrics.refused.labels(reason).inc()
+        self._log.report(reason, "refused (%s): %s, from %s", reason, message, who)
+
+
+class _Secure:
+    """What API servers and the operator are answered; see `net.http.Application`."""
+
+    def __init__(self, parts: Parts, status: Callable[[], bytes], refusals: _Refusals) -> None:
+        self._intake, self._running, self._programs = parts.intake, parts.running, parts.programs
+        self._clients, self._metrics, self._status, self._refusals = parts.clients, parts.metrics, status, refusals
+        self._bodies = BodyBudget(_SMALLEST_BUDGET)
+        self._pushed = BodyBudget(LARGEST)
+        self.stopping = False
+
+    def opened(self, transport: asyncio.BaseTransport) -> Client:
+        """By the certificate that it has shown; the TLS library has checked it."""
+        peer = transport.get_extra_info("peername")
+        address = network_of(str(peer[0])) if isinstance(peer, tuple) and peer else ""
+        return Client.of(transport.get_extra_info("peercert"), address)
+
+    def trusts(self, client: Client) -> bool:
+        """Whether it may do anything."""
+        return self._clients.role(client) is not None
+
+    def refused(self, reason: str, message: str, client: Client) -> None:
+        """Counted, and logged once a minute."""
+        self._refusals.add(reason, message, client)
+
+    async def answer(self, request: Request) -> Response:
+        """See `net.http.Application`."""
+        started = time.perf_counter()
+        client: Client = request.client
+        role = self._clients.role(client)
+        if role is None:
+            shown = client.shown or "no name"
+            self.refused("ClientName", f"a certificate with {shown} is none of an API server", client)
+            return text(
+                403, f"a certificate with {shown} is none of an API server: see spec.certificates.clientNames"
+            )._replace(close=True)
+        try:
+            response = await self._routed(request, client, role)
+        except BodyCutOffError:
+            self.refused("BodyCutOff", "the body was cut off", client)
+            response = text(400, "the body was cut off")
+        if request.head.path == AUDIT and role is Role.API_SERVER:
+            self._metrics.posts.labels(self._metrics.server(client.name), str(response.status)).inc()
             self._metrics.post_seconds.observe(time.perf_counter() - started)
-        if response.status != 200 or self.stopping:
-            # Much of the body may be unread.
-            response.force_close()
-        return response
+        # Of a body that is refused much may be unread.
+        return response._replace(close=response.status != 200 or self.stopping)
 
-    async def _routed(self, request: web.BaseRequest, name: str) -> web.Response:
-        if not name:
-            return _text(403, "the certificate has no common name, by which API servers are told apart")
-        wanted = {AUDIT: "POST", PROGRAM_PATH: "PUT", STATUS_PATH: "GET"}.get(request.path)
+    async def _routed(self, request: Request, client: Client, role: Role) -> Response:
+        head = request.head
+        wanted = {AUDIT: "POST", PROGRAM_PATH: "PUT", STATUS_PATH: "GET"}.get(head.path)
         if wanted is None:
-            return _text(404, f"there are {AUDIT}, {PROGRAM_PATH} and {STATUS_PATH}")
-        if request.method != wanted:
-            return _text(405, f"{request.path} takes {wanted}", Allow=wanted)
-        if (request.path == AUDIT) == (name == OPERATOR_NAME):
-            return _text(403, f"{request.path} is not for a certificate of {name}")
-        if request.path == STATUS_PATH:
-            return web.Response(body=self._status(), content_type="application/json")
-        if request.content_type != "application/json":
-            return _text(415, "send application/json")
-        if request.headers.get("Content-Encoding", "identity") != "identity":
-            return _text(415, "send it uncompressed")
-        return await (self._program(request) if request.path == PROGRAM_PATH else self._events(request, name))
+            return text(404, f"there are {AUDIT}, {PROGRAM_PATH} and {STATUS_PATH}")
+        if head.method != wanted:
+            return text(405, f"{head.path} takes {wanted}", ("Allow", wanted))
+        if (head.path == AUDIT) != (role is Role.API_SERVER):
+            self.refused("Path", f"{head.path} is not for {role}", client)
+            return text(403, f"{head.path} is not for a certificate of {client.name}")
+        if head.path == STATUS_PATH:
+            return Response(200, self._status(), _JSON)
+        if head.headers.get("content-type", "").partition(";")[0].strip().lower() != _JSON:
+            return text(415, "send application/json")
+        # API servers do not compress, and small bodies could become huge.
+        if head.headers.get("content-encoding", "identity") != "identity":
+            return text(415, "send it uncompressed")
+        if head.length is None:
+            return text(411, "send a Content-Length")
+        return await (self._program(request) if head.path == PROGRAM_PATH else self._events(request, client))
 
-    async def _events(self, request: web.BaseRequest, server: str) -> web.Response:
+    async def _events(self, request: Request, client: Client) -> Response:
         running = self._running
         program, deciding = running.program, running.deciding
         if self.stopping or running.refusal or program is None or deciding is None:
             return _busy(running.refusal or "the receiver is stopping")
         limit = program.body_limit
-        self._room.size = max(2 * limit, _SMALLEST_ROOM)
-        length = limit if request.content_length is None else request.content_length
-        if length > limit:
-            return _text(413, f"a body may have {limit} bytes")
-        try:
-            await self._room.enter(length)
-        except TimeoutError:
-            return _busy("too many requests at the same time")
+        self._bodies.size = max(2 * limit, _SMALLEST_BUDGET)
+        if (request.head.length or 0) > limit:
+            self.refused("BodyTooLarge", f"a body may have {limit} bytes", client)
+            return text(413, f"a body may have {limit} bytes")
+        claim = self._bodies.open(client.key, request.more, request.fail)
         try:
             begun = time.perf_counter()
-            body = await _body(request, limit)
-            if body is None:
-                return _text(413, f"a body may have {limit} bytes")
+            async with asyncio.timeout(_BODY_SECONDS):
+                body = await request.body(claim)
             self._metrics.spent("receive", time.perf_counter() - begun)
             target = _Target(deciding, running.full, running.crowded, running.admits, running.spend)
-            events = await self._intake.take(server, body, target)
+            events = await self._intake.take(client.name, body, target, lane=client.key)
         except TimeoutError:
-            return _text(408, f"the body did not come within {_BODY_SECONDS:g} s")
+            return self._slow(request, client)
         except BodyError as error:
-            logger.warning("a POST of %s is refused: %s", server, error)
-            return _text(400, str(error))
+            self.refused("NoEventList", str(error), client)
+            return text(400, str(error))
         except BusyError as error:
             return _busy(str(error))
         finally:
-            self._room.leave(length)
-        label = self._metrics.server(server)
+            claim.close()
+        label = self._metrics.server(client.name)
         self._metrics.received.labels(label).inc(events)
         self._metrics.received_bytes.labels(label).inc(len(body))
-        return web.Response()
+        return Response(200)
 
-    async def _program(self, request: web.BaseRequest) -> web.Response:
-        length = LARGEST if request.content_length is None else request.content_length
-        if length > LARGEST:
-            return _text(413, f"a program may have {LARGEST} bytes")
+    async def _program(self, request: Request) -> Response:
+        if (request.head.length or 0) > LARGEST:
+            return text(413, f"a program may have {LARGEST} bytes")
+        claim = self._pushed.open(request.client.key, request.more, request.fail)
         try:
-            body = await _body(request, LARGEST)
-            if body is None:
-                return _text(413, f"a program may have {LARGEST} bytes")
+            async with asyncio.timeout(_BODY_SECONDS):
+                body = await request.body(claim)
             await self._programs.push(body)
         except TimeoutError:
-            return _text(408, f"the body did not come within {_BODY_SECONDS:g} s")
+            return self._slow(request, request.client)
         except ProgramError as error:
-            return _text(422, str(error))
+            return text(422, str(error))
+        except BusyError as error:
+            return _busy(str(error))
         except OSError as error:
             return _busy(f"the program is in force, but could not be written down: {error.strerror}")
-        return web.Response(body=self._status(), content_type="application/json")
+        finally:
+            claim.close()
+        return Response(200, self._status(), _JSON)
 
-    async def _answer_plain(self, request: web.BaseRequest) -> web.StreamResponse:
-        match request.path:
+    def _slow(self, request: Request, client: Client) -> Response:
+        message = f"the body did not come within {_BODY_SECONDS:g} s"
+        request.fail(TimeoutError(message))
+        self.refused("SlowBody", message, client)
+        return text(408, message)
+
+
+class _Plain:
+    """What anybody is answered; see `net.http.Application`."""
+
+    def __init__(self, parts: Parts, refusals: _Refusals) -> None:
+        self._running, self._certificates, self._metrics = parts.running, parts.certificates, parts.metrics
+        self._refusals = refusals
+        self.stopping = False
+
+    def opened(self, transport: asyncio.BaseTransport) -> str:
+        """The address."""
+        peer = transport.get_extra_info("peername")
+        return str(peer[0]) if isinstance(peer, tuple) and peer else ""
+
+    def trusts(self, _client: str) -> bool:
+        """Nobody."""
+        return False
+
+    def refused(self, reason: str, message: str, client: str) -> None:
+        """Counted, and logged once a minute."""
+        self._refusals.add(f"Plain{reason}", message, client)
+
+    async def answer(self, request: Request) -> Response:
+        """See `net.http.Application`."""
+        if request.head.method not in {"GET", "HEAD"}:
+            return text(405, "this port is asked with GET", ("Allow", "GET, HEAD"))
+        match request.head.path:
             case "/livez":
-                return _text(200, "ok")
+                return text(200, "ok")
             case "/readyz":
                 why = "the receiver is stopping" if self.stopping else self._running.failure or self._no_certificates()
-                return _text(503, why) if why else _text(200, "ok")
+                return text(503, why) if why else text(200, "ok")
             case "/metrics":
-                return web.Response(
-                    body=await self._metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4"}
-                )
+                return Response(200, await self._metrics.text(), "text/plain; version=0.0.4")
             case _:
-                return _text(404, "there are /livez, /readyz and /metrics")
+                return text(404, "there are /livez, /readyz and /metrics")
 
     def _no_certificates(self) -> str:
         return "" if self._certificates.context else f"there are no certificates: {self._certificates.error}"
@@ -388,31 +395,5 @@ class _Target(NamedTuple):
     spend: Callable[[str, float], None]
 
 
-async def _body(request: web.BaseRequest, limit: int) -> bytes | None:
-    """The body; None if it is longer than ``limit``. Raises TimeoutError."""
-    pieces, size = [], 0
-    async with asyncio.timeout(_BODY_SECONDS):
-        async for piece in request.content.iter_any():
-            size += len(piece)
-            if size > limit:
-                return None
-            pieces.append(piece)
-    return b"".join(pieces)
-
-
-def _common_name(request: web.BaseRequest) -> str:
-    """Of the certificate that the client has shown; the TLS library has checked it."""
-    certificate = request.get_extra_info("peercert") or {}
-    for relative in certificate.get("subject", ()):
-        for name, value in relative:
-            if name == "commonName":
-                return str(value)
-    return ""
-
-
-def _text(status: int, text: str, **headers: str) -> web.Response:
-    return web.Response(status=status, text=f"{text}\n", headers=headers)
-
-
-def _busy(text: str) -> web.Response:
-    return web.Response(status=503, text=f"{text}\n", headers={"Retry-After": _RETRY_AFTER})
+def _busy(message: str) -> Response:
+    return text(503, message, ("Retry-After", _RETRY_AFTER))

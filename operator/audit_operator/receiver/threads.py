@@ -3,7 +3,10 @@
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable
+import time
+from collections import deque
+from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import TypeVar
 
@@ -67,3 +70,66 @@ class OwnThread:
     def _serve(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
+
+
+class FairThread:
+    """One thread for work of many clients, who share its time: next is who has had least of it.
+
+    One: several would only take the interpreter from each other. Whoever comes anew begins with as much as those who
+    wait have had, so that nobody saves time up.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._executor = ThreadPoolExecutor(1, name)
+        self._waiting: dict[Hashable, deque[Callable[[], None]]] = {}
+        self._used: dict[Hashable, float] = {}
+        self._busy = False
+
+    async def run(self, client: Hashable, work: Callable[[], _T]) -> _T:
+        """The result of ``work()``, or what it raised. What a client asks for is done in the order of asking."""
+        loop = asyncio.get_running_loop()
+        outcome: asyncio.Future[_T] = loop.create_future()
+
+        def begin() -> None:
+            if outcome.cancelled():
+                self._next()
+                return
+            started = time.perf_counter()
+            working = loop.run_in_executor(self._executor, work)
+            working.add_done_callback(lambda done: self._done(client, time.perf_counter() - started, done, outcome))
+
+        if client not in self._waiting:
+            least = min((self._used[each] for each in self._waiting), default=0.0)
+            self._used[client] = max(self._used.get(client, 0.0), least)
+            self._waiting[client] = deque()
+        self._waiting[client].append(begin)
+        if not self._busy:
+            self._next()
+        return await outcome
+
+    def close(self) -> None:
+        """Let the thread end after what it is doing."""
+        self._executor.shutdown(wait=False)
+
+    def _done(
+        self, client: Hashable, seconds: float, done: "asyncio.Future[_T]", outcome: "asyncio.Future[_T]"
+    ) -> None:
+        self._used[client] = self._used.get(client, 0.0) + seconds
+        if not outcome.cancelled():
+            if done.cancelled():
+                outcome.cancel()
+            elif (error := done.exception()) is not None:
+                outcome.set_exception(error)
+            else:
+                outcome.set_result(done.result())
+        self._next()
+
+    def _next(self) -> None:
+        for client in [client for client, waiting in self._waiting.items() if not waiting]:
+            del self._waiting[client]
+        self._busy = bool(self._waiting)
+        if not self._busy:
+            self._used.clear()
+            return
+        client = min(self._waiting, key=self._used.__getitem__)
+        self._waiting[client].popleft()()

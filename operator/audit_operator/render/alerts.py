@@ -82,6 +82,14 @@ def receiver_alerts(journal_limit: int) -> list[Mapping[str, Any]]:
             "The events were delivered without them.",
         ),
         _alert(
+            "AuditClientsRefused",
+            _new('audit_receiver_refused_total{reason="ClientName"}', "10m"),
+            _WARNING,
+            "somebody with a certificate of the receivers' CA is refused by {{ $labels.pod }}",
+            "Its log has the name. If that is an API server, its events are lost: add the name to "
+            "spec.certificates.clientNames of the AuditBackend.",
+        ),
+        _alert(
             "AuditEventsNotCovered",
             _new("audit_receiver_not_covered_events_total", "1h"),
             _WARNING,

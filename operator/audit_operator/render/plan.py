@@ -27,6 +27,7 @@ from audit_operator.render.remembered import (
     redactions,
     resolved,
 )
+from audit_operator.render.report import CLIENTS_FILE, OPERATOR_NAME, operator_uri
 from audit_operator.render.serverpolicy import Chosen, server_policy
 from audit_operator.render.status import (
     ResourceStatus,
@@ -51,9 +52,9 @@ from audit_operator.render.tenants import (
     tenant_program,
     too_large,
 )
-from audit_operator.render.tls import CERTIFICATE_KIND, tls_objects
+from audit_operator.render.tls import CERTIFICATE_KIND, OPERATOR_TLS, tls_objects
 from audit_operator.render.volumes import journal_limit
-from audit_operator.render.workload import StoredProgram, objects, stored
+from audit_operator.render.workload import StoredProgram, clients, objects, stored
 from audit_operator.render.world import Identity, Resources, World, identity_of
 from audit_operator.resources.auditbackend import AuditBackend, AuditBackendSpec
 from audit_operator.resources.auditpolicy import AuditPolicy
@@ -89,6 +90,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     exposed: Exposed
     program: Program
     program_text: str
+    clients_text: str
     objects: tuple[Object, ...]
     credentials: tuple[Credential, ...]
     statuses: tuple[ResourceStatus, ...]
@@ -108,6 +110,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             **self.server_files,
             **manifest_files(self.objects),
             **({"receiver/program.json": self.program_text} if receives else {}),
+            **({f"receiver/{CLIENTS_FILE}": self.clients_text} if receives else {}),
             **scripts,
             **status_files(self.statuses),
             "README.md": guide(
@@ -175,6 +178,7 @@ def render(resources: Resources, world: World) -> Plan:
         *([] if webhook else _undelivered(policies)),
         *(_bodies_in_log(chosen.policy) if spec.log.enabled else ()),
         *(_short_chains(sinks, spec) if webhook else ()),
+        *(_unnamed_operator(world) if webhook else ()),
         *(_unserved(item) for item in wanted if not is_served(item, world.served)),
     )
     waiting = {
@@ -217,6 +221,7 @@ def render(resources: Resources, world: World) -> Plan:
         exposed=reached,
         program=receiver_program,
         program_text=program_text,
+        clients_text=clients(spec, world),
         objects=manifests,
         credentials=credentials(sinks) if webhook else (),
         statuses=tuple(statuses),
@@ -486,6 +491,18 @@ def _size_problems(files: Mapping[str, str], kept_program: StoredProgram, progra
             f"and what belongs to it have {size} bytes, and a ConfigMap takes {CONFIG_MAP_LIMIT}",
             way_out="make policies share rules, or let API servers record more than is needed with "
             "spec.serverPolicy.fixed of the AuditBackend",
+        )
+
+
+def _unnamed_operator(world: World) -> Iterator[Problem]:
+    if world.operator_by_common_name:
+        uri = operator_uri(world.cluster_domain, world.root_namespace)
+        yield Problem(
+            "spec.certificates.certManager",
+            f"has made a certificate for the operator (Secret {OPERATOR_TLS}) without the URI {uri}: receivers take "
+            f"anybody with the common name {OPERATOR_NAME} for the operator until there is one with it",
+            way_out="wait for cert-manager, and if that does not help, let the issuer sign URIs (Vault: "
+            "allowed_uri_sans)",
         )
 
 

@@ -8,7 +8,15 @@ from typing import Final
 import msgspec
 
 OPERATOR_NAME: Final = "audit-operator"
-"""Common name of the certificate that may push programs and read the status. All others are API servers."""
+"""Common name of the operator's certificate. By itself it allows nothing: many CAs let anybody choose it."""
+
+API_SERVER_NAME: Final = "kube-apiserver"
+"""Common name, and DNS name, of the certificate that API servers get."""
+
+CLIENTS_FILE: Final = "clients.json"
+"""Beside the program in the ConfigMap that receivers mount; never pushed: what is pushed cannot say who may push."""
+
+CLIENTS_SCHEMA: Final = "clients.receiver.audit-operator.dev/v1"
 
 PROGRAM_PATH: Final = "/program"
 STATUS_PATH: Final = "/status"
@@ -20,6 +28,38 @@ class _Wire(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """camelCase. While versions change, one side is older: what it does not know is ignored, what it does not say has a
     default.
     """
+
+
+class ClientNames(_Wire, frozen=True):
+    """Who may do what at a receiver, by the names in its certificate. ``api_servers``: common names, DNS names or URIs
+    of those that may send events. ``operators``: URIs of those that may push programs and read the status.
+    ``operator_by_common_name``: so may a certificate that has the common name `OPERATOR_NAME` and no URI at all, as
+    operators' had before there were URIs in them.
+    """
+
+    schema: str = ""
+    api_servers: tuple[str, ...] = (API_SERVER_NAME,)
+    operators: tuple[str, ...] = ()
+    operator_by_common_name: bool = False
+
+
+def operator_uri(cluster_domain: str, namespace: str) -> str:
+    """The name by which receivers know the operator of this cluster, as SPIFFE writes identities."""
+    return f"spiffe://{cluster_domain}/ns/{namespace}/sa/{OPERATOR_NAME}"
+
+
+def decoded_clients(text: bytes) -> ClientNames:
+    """What is in `CLIENTS_FILE`. Raises ValueError."""
+    found = msgspec.json.decode(text, type=ClientNames)
+    if found.schema != CLIENTS_SCHEMA:
+        raise ValueError(f"it is {found.schema}, not {CLIENTS_SCHEMA}")
+    return found
+
+
+def encoded_clients(clients: ClientNames) -> str:
+    """As JSON for people, too."""
+    text = msgspec.json.encode(msgspec.structs.replace(clients, schema=CLIENTS_SCHEMA))
+    return msgspec.json.format(text, indent=1).decode() + "\n"
 
 
 class ProgramStatus(_Wire, frozen=True):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from audit_operator.render.exposure import RECEIVER, Exposed
 from audit_operator.render.objects import Object, encoded, new
-from audit_operator.render.report import OPERATOR_NAME
+from audit_operator.render.report import API_SERVER_NAME, OPERATOR_NAME, operator_uri
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,7 +25,7 @@ CLIENT_TLS: Final = "audit-apiserver-client"
 OPERATOR_TLS: Final = "audit-operator-client"
 """The Secret with the certificate that the operator presents to receivers, where cert-manager makes it."""
 
-CLIENT_NAME: Final = "kube-apiserver"
+CLIENT_NAME: Final = API_SERVER_NAME
 """Common name of API servers' certificates."""
 
 CERTIFICATE_KIND: Final = ("cert-manager.io/v1", "Certificate")
@@ -43,6 +43,7 @@ def tls_objects(source: "CertificateSource", exposed: Exposed, world: "World") -
         operator = new(*CERTIFICATE_KIND, OPERATOR_TLS, namespace, "operator")
         operator["spec"] = {
             "commonName": OPERATOR_NAME,
+            "uris": [operator_uri(world.cluster_domain, namespace)],
             **_certificate(OPERATOR_TLS, "client auth", (OPERATOR_NAME,), issuer),
         }
         return server, client, operator

@@ -24,6 +24,7 @@ from audit_operator.render.program import (
     TENANTS_SECRETS,
     tenants_secret,
 )
+from audit_operator.render.report import CLIENTS_FILE, ClientNames, encoded_clients, operator_uri
 from audit_operator.render.tls import RECEIVER_TLS
 from audit_operator.render.volumes import VOLUME, template_size
 
@@ -92,6 +93,16 @@ def stored(program: str) -> StoredProgram:
     )
 
 
+def clients(spec: "AuditBackendSpec", world: "World") -> str:
+    """Who may do what at receivers, as the text of `CLIENTS_FILE`."""
+    names = ClientNames(
+        api_servers=spec.certificates.client_names,
+        operators=(operator_uri(world.cluster_domain, world.root_namespace),),
+        operator_by_common_name=world.operator_by_common_name,
+    )
+    return encoded_clients(names)
+
+
 def objects(
     spec: "AuditBackendSpec", world: "World", *, program: StoredProgram, claims: "Iterable[str]", journal_limit: int
 ) -> tuple[Object, ...]:
@@ -109,12 +120,15 @@ def objects(
     result = [
         _service_account(receiver, namespace),
         revision(PROGRAM, namespace, "receiver", of="receiver-program", hash_=program.hash, **program.archive),
-        annotated(_object("v1", "ConfigMap", PROGRAM, namespace, **program.content), {REVISION: program.hash}),
+        annotated(
+            _object("v1", "ConfigMap", PROGRAM, namespace, **_with_clients(program.content, clients(spec, world))),
+            {REVISION: program.hash},
+        ),
         *([_pod_names(namespace)] if stateful else []),
         _service(receiver, world),
         *(_monitoring(receiver, namespace) if receiver.service_monitor.enabled else []),
         *([_alerts(receiver, namespace, journal_limit)] if receiver.prometheus_rule.enabled else []),
-        _network_policy(namespace),
+        _network_policy(receiver, namespace),
         _disruption_budget(namespace),
         workload,
     ]
@@ -135,6 +149,10 @@ def _optional(secret: str) -> Object:
 
 def _object(api_version: str, kind: str, name: str, namespace: str, **rest: object) -> Object:
     return new(api_version, kind, name, namespace, "receiver", **rest)
+
+
+def _with_clients(content: dict[str, dict[str, str]], clients: str) -> dict[str, dict[str, str]]:
+    return content | {"data": content.get("data", {}) | {CLIENTS_FILE: clients}}
 
 
 def _service_account(receiver: "Receiver", namespace: str) -> Object:
@@ -207,8 +225,9 @@ def _service_type(exposure: "Exposure") -> str:
     return "LoadBalancer" if exposure.load_balancer else "ClusterIP"
 
 
-def _network_policy(namespace: str) -> Object:
+def _network_policy(receiver: "Receiver", namespace: str) -> Object:
     """Who may connect. API servers come from the host network, which no selector names; their certificate is the door.
+    So does the kubelet, whose probes no NetworkPolicy keeps out.
 
     Sinks are reached by names, which a NetworkPolicy does not know, so egress stays open.
     """
@@ -217,10 +236,21 @@ def _network_policy(namespace: str) -> Object:
         "policyTypes": ["Ingress"],
         "ingress": [
             {"ports": [{"port": "https", "protocol": "TCP"}]},
-            {"ports": [{"port": "metrics", "protocol": "TCP"}], "from": [{"namespaceSelector": {}}]},
+            {"ports": [{"port": "metrics", "protocol": "TCP"}], "from": [_readers(receiver)]},
         ],
     }
     return _object("networking.k8s.io/v1", "NetworkPolicy", RECEIVER, namespace, spec=spec)
+
+
+def _readers(receiver: "Receiver") -> Object:
+    """Whose pods may read metrics."""
+    chosen = receiver.metrics_from
+    if chosen.from_ == "All":
+        return {"namespaceSelector": {}}
+    if chosen.selector is not None:
+        return {"namespaceSelector": chosen.selector.model_dump(mode="json", by_alias=True, exclude_defaults=True)}
+    named = {"key": "kubernetes.io/metadata.name", "operator": "In", "values": sorted(set(chosen.names))}
+    return {"namespaceSelector": {"matchExpressions": [named]}}
 
 
 def _disruption_budget(namespace: str) -> Object:

@@ -69,7 +69,7 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     cluster serves, None offline: it is taken to serve all. ``references``: the keys of every Secret and ConfigMap that
     sinks refer to (`tenants.followed` says which these are), with the bytes of their values; one that is not among them
     does not exist; None offline: nobody looked. ``volumes``: receivers' volumes by number, those that none has any more
-    among them.
+    among them. ``operator_by_common_name``: the operator's certificate, which somebody else makes, has no URI yet.
     """
 
     server_version: Version = NEWEST
@@ -84,6 +84,7 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     served: frozenset[tuple[str, str]] | None = None
     references: Mapping[Reference, Mapping[str, int]] | None = None
     volumes: tuple[Volume, ...] = ()
+    operator_by_common_name: bool = False
 
 
 class Identity(msgspec.Struct, frozen=True, order=True):

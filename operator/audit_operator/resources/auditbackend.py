@@ -302,6 +302,14 @@ class PrometheusRule(Model):
     )
 
 
+class MetricsNamespaces(NamespaceChoice):
+    """Which namespaces may read receivers' metrics, which are plain and know no password."""
+
+    from_: Literal["All", "Names", "Selector"] = Field(
+        "Names", alias="from", description="All; Names: those in names; Selector: those selector selects."
+    )
+
+
 class Receiver(Model):
     """The pods that take events from API servers, apply every AuditPolicy and deliver to the sinks."""
 
@@ -344,6 +352,10 @@ class Receiver(Model):
     pod_annotations: Annotations = Field(default_factory=dict, description="More annotations of the pods.")
     service_monitor: ServiceMonitor = Field(ServiceMonitor(), description="How Prometheus finds their metrics.")
     prometheus_rule: PrometheusRule = Field(PrometheusRule(), description="When Prometheus is to call somebody.")
+    metrics_from: MetricsNamespaces = Field(
+        MetricsNamespaces(names=("monitoring",)),
+        description="Namespaces whose pods the receivers' NetworkPolicy lets read metrics: where Prometheus is.",
+    )
 
 
 # --- certificates ----------------------------------------------------------------------------------------------------
@@ -372,9 +384,30 @@ class CertManager(Model):
     issuer_ref: IssuerReference = Field(description="Who signs all certificates, so that each side trusts the other.")
 
 
-class CertificateSource(Model):
-    """Where receivers and API servers have their certificates from: one of these."""
+ClientName = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=253,
+        pattern=grammar("^[!-~]([ -~]*[!-~])?$", "a name of printable ASCII characters"),
+        examples=["kube-apiserver", "spiffe://prod.example.com/kube-apiserver"],
+    ),
+]
 
+
+class CertificateSource(Model):
+    """Where receivers and API servers have their certificates from, one of selfSigned and certManager; and which
+    certificates are API servers'.
+    """
+
+    client_names: tuple[ClientName, ...] = Field(
+        ("kube-apiserver",),
+        min_length=1,
+        max_length=64,
+        description="Whose events receivers take: of a client's certificate the common name, a DNS name or a URI is "
+        "one of these. The certificate that the operator makes has kube-apiserver; name others where API servers have "
+        "certificates of their own. A certificate of the same CA with another name is refused.",
+    )
     self_signed: SelfSigned | None = Field(None, description="The operator's own CA.")
     cert_manager: CertManager | None = Field(None, description="cert-manager, which must be installed.")
 

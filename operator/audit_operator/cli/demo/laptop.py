@@ -20,6 +20,7 @@ from audit_operator.cli.demo.findings import Arrived
 from audit_operator.cli.errors import CliError
 from audit_operator.controller.certificates import issue_client, renewal
 from audit_operator.render.program import CLAIMS_DIRECTORY, CREDENTIALS_DIRECTORY, HASH_KEY, Credential
+from audit_operator.render.report import CLIENTS_FILE, ClientNames, encoded_clients
 
 COLLECTOR_PORT: Final = 8444
 """In the sinks of examples/demo; the collector takes whichever is free."""
@@ -104,7 +105,8 @@ class Receiver:
             (f"https://localhost:{COLLECTOR_PORT}/", f"https://localhost:{collector.port}/"),
         ):
             program = program.replace(there, here)
-        write(self.folder, {"program.json": program})
+        clients = ClientNames(api_servers=tuple(own.api_servers))
+        write(self.folder, {"program.json": program, CLIENTS_FILE: encoded_clients(clients)})
         write(
             self.folder / "certificates",
             {"tls.crt": own.receiver.certificate, "tls.key": own.receiver.key, "ca.crt": own.ca},
