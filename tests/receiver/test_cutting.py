@@ -13,7 +13,7 @@ from audit_operator.policy.events import decode, split
 from audit_operator.policy.model import GroupResources, Level
 from audit_operator.policy.redact import UNREDACTABLE, RedactionRule, Redactor
 from audit_operator.policy.request import request_of
-from audit_operator.receiver.cutting import Redacting, Wanted, cut
+from audit_operator.receiver.cutting import Cut, Redacting, Wanted, cut
 
 PLAIN = Redacting(Redactor())
 LEVELS = [Level.METADATA, Level.REQUEST, Level.REQUEST_RESPONSE]
@@ -147,6 +147,69 @@ def test_what_redaction_made_of_an_event_without_bodies_is_remembered_per_resour
         assert status("secrets", "invalid value: hunter2") == "***"
         assert status("pods", "invalid value: hunter2") == "invalid value: hunter2"
         assert status("secrets", "invalid value: hunter3") == "***"
+
+
+SECRET = b'{"kind":"Secret","apiVersion":"v1","data":{"a":"hunter2"}}'
+
+
+@pytest.mark.parametrize(
+    "name", [b"requestObject", b"RequestObject", b"REQUESTOBJECT", b"r\\u0065questObject", b"later"]
+)
+@pytest.mark.parametrize("resource", ["pods", "secrets"])
+def test_no_body_is_overlooked_whatever_it_is_called_and_how_often(name: bytes, resource: str) -> None:
+    ref = {"resource": resource, "namespace": "default", "name": "web", "apiVersion": "v1"}
+    plain = compact(event(1, verb="update", objectRef=ref, requestURI=f"/api/v1/namespaces/default/{resource}/web"))
+    for more in (
+        b',"%b":%b' % (name, SECRET),
+        b',"%b":%b,"requestObject":{"kind":"Pod"}' % (name, SECRET),
+        b',"%b":%b,"requestObject":null' % (name, SECRET),
+        b',"requestObject":{"kind":"Pod"},"%b":%b' % (name, SECRET),
+        b',"%b":[%b]' % (name, SECRET),
+    ):
+        for level in LEVELS:
+            raw = plain[:-1] + more + b"}"
+            parsed = decode(raw)
+            done = cut(raw, parsed, request_of(parsed), Level.REQUEST_RESPONSE, Wanted(level, False, PLAIN))
+            assert b"hunter2" not in done.data
+            assert json.loads(done.data)["auditID"] == event(1)["auditID"]
+
+
+@pytest.mark.parametrize("name", ["annotations", "responseStatus"])
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_is_given_twice_leaves_once(name: str, level: Level) -> None:
+    first = compact({"message": "of a Secret", "a": json.dumps({"kind": "Secret", "data": {"a": "hunter2"}})})
+    raw = compact(event(1, level=str(level)))[:-1] + b',"%b":%b,"%b":{}}' % (name.encode(), first, name.encode())
+    assert b"hunter2" not in compact(cut_to(raw, level))
+
+
+def test_an_event_about_what_has_no_secrets_is_not_touched() -> None:
+    harmless = {
+        "kind": "Pod",
+        "metadata": {"annotations": {"requestObject": "x", "note": "Secret"}},
+        "requestObject": {},
+    }
+    raw = compact(event(1, requestObject=harmless, annotations={"authorization.k8s.io/reason": "{"}, later=[{"a": 1}]))
+    parsed = decode(raw)
+    done = cut(raw, parsed, request_of(parsed), Level.REQUEST_RESPONSE, Wanted(Level.REQUEST_RESPONSE, False, PLAIN))
+    assert done == Cut(raw)
+    bare = compact(event(1, level="Metadata", user={"username": "a{", "extra": {"a": ["b"]}}, annotations={"a": "{}{"}))
+    assert cut_to(bare, Level.METADATA) == json.loads(bare)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_an_error_quotes_no_secret_of_a_body_that_does_not_leave(level: Level) -> None:
+    secret = {"spec": {"manifest": {"kind": "Secret", "data": {"a": "hunter2"}}}}
+    status = {
+        "status": "Failure",
+        "message": 'Widget "a" is invalid: spec.manifest: Invalid value: "hunter2"',
+        "code": 422,
+    }
+    raw = compact(event(1, verb="create", requestObject=secret, responseStatus=status, annotations={"w/o": "hunter2"}))
+    left = cut_to(raw, level)
+    assert left["responseStatus"] == status | {"message": 'Widget "a" is invalid: ***'}
+    assert left["annotations"] == {"w/o": "***"}
+    other = compact(event(1, verb="create", requestObject={"spec": {}}, responseStatus=status))
+    assert cut_to(other, level)["responseStatus"] == status
 
 
 def test_minimal_is_who_did_what_when() -> None:

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from receiving import Setup, event, event_list, eventually, policy, program, recorded, sink
 
+from audit_operator.receiver.quarantine import malformed
 from audit_operator.render.program import TenantProgram, WireRedaction, WireResources
 
 PLANTED = "pl4nted-s3cret"
@@ -234,6 +235,28 @@ def test_the_search_finds_what_is_there_and_every_place_is_used(tmp_path: Path, 
     assert "journal/quarantine/team-a" in places
     assert (tmp_path / "journal/quarantine/malformed.jsonl").stat().st_size
     assert any(b"in the clear" in data for data in written)
+
+
+def test_of_an_item_that_is_no_event_no_value_is_kept() -> None:
+    envelope = {
+        "level": "Everything",
+        "auditID": "00000000-0000-4000-8000-000000000000",
+        "stage": "ResponseComplete",
+        "requestURI": f"/api/v1/secrets?fieldSelector=data.a%3D{PLANTED}",
+        "verb": "list",
+        "stageTimestamp": "2026-11-23T04:00:00.000000Z",
+    }
+
+    def kept(item: dict[str, Any]) -> Any:
+        return json.loads(bytes(malformed("kube-apiserver", json.dumps(item).encode(), "odd", "now").event))
+
+    assert kept(envelope) == envelope | {"requestURI": "/api/v1/secrets"}
+    assert kept({"requestURI": "", "verb": ""}) == {"requestURI": "", "verb": ""}
+    for name in envelope:
+        for odd in (f"{PLANTED} x", {"a": PLANTED}, [PLANTED], f"{PLANTED}\n"):
+            assert PLANTED not in json.dumps(kept({name: odd}))
+    for name in ("user", "objectRef", "requestObject", "annotations", "responseStatus", "other", "Level"):
+        assert PLANTED not in json.dumps(kept({name: PLANTED}))
 
 
 def test_recorded_traffic_leaves_no_content_of_secrets_on_the_disk(tmp_path: Path, written: list[bytes]) -> None:

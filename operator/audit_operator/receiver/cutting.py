@@ -7,12 +7,20 @@ import msgspec
 from msgspec import Raw
 
 from audit_operator.policy.events import Event, EventError, Fields, fields
-from audit_operator.policy.memo import Memo
+from audit_operator.policy.memo import LIMIT, LONGEST, Memo
 from audit_operator.policy.model import Level, Request
-from audit_operator.policy.redact import PATCH_ANNOTATION, UNREDACTABLE, Redacted, Redactor
+from audit_operator.policy.redact import (
+    CODE_ONLY,
+    PATCH_ANNOTATION,
+    UNREDACTABLE,
+    Redacted,
+    Redactor,
+    may_name_a_kind,
+    may_quote,
+)
 
 
-class Cut(NamedTuple):
+class Cut(msgspec.Struct, frozen=True, gc=False):
     """``data``: the event as JSON, without a line break. ``redacted``: values. ``failed``: fields replaced whole."""
 
     data: bytes
@@ -33,86 +41,186 @@ def cut(raw: bytes, event: Event, request: Request, recorded: Level, wanted: "Wa
     """
     level = wanted.level
     if level is Level.MINIMAL:
-        return Cut(_minimal(raw, event))
+        return _minimal(raw, event, request, wanted.redacting)
+    redacting = wanted.redacting
+    also = _also(event, request)
+    concerned = redacting.concerns(request) or (also is not None and redacting.concerns(also))
+    if level is recorded and not concerned and _is_bare(raw, event) == _QUIET:
+        return Cut(_one_line(raw))  # most are
     changed: dict[str, Raw | None] = {}
+    hidden: tuple[Raw, ...] = ()
     request_object, response_object, annotations = event.request_object, event.response_object, event.annotations
     # What is there counts, not only what the recorded level promises.
     if level < _RESPONSE and (recorded >= _RESPONSE or len(response_object)):
         changed["responseObject"] = None
-        response_object = _EMPTY
+        hidden = (response_object,)
     if level < _REQUEST and (recorded >= _REQUEST or len(request_object)):
         changed["requestObject"] = None
-        request_object = _EMPTY
+        hidden = (request_object, *hidden)
         if _PATCH_HINT in bytes(annotations):
-            changed["annotations"] = left = _without_patches(annotations)
-            annotations = _EMPTY if left is None else left
+            changed["annotations"] = _without_patches(annotations)
     elif wanted.omit_managed_fields:
         # The API server keeps them in the body of a PATCH: it records what was sent (LogRequestPatch).
         if request.verb != "patch":
-            request_object = _strip(changed, "requestObject", request_object)
-        response_object = _strip(changed, "responseObject", response_object)
-    redacted = wanted.redacting.redact(request, request_object, response_object, annotations, event.response_status)
-    if redacted.fields:
-        changed.update(redacted.fields)
-    if not changed and level is recorded:
-        return Cut(_one_line(raw))
-    if level is not recorded:
-        changed["level"] = _LEVELS[level]
+            _strip(changed, "requestObject", request_object)
+        if level >= _RESPONSE:
+            _strip(changed, "responseObject", response_object)
+    members = None
+    if changed or level is not recorded:
+        members = _changed(raw, changed, recorded, level)
+        bare = _BARE.issuperset(members)
+    else:
+        bare = _is_bare(raw, event) != _NOT_BARE
+    if concerned and bare:
+        annotations = event.annotations if members is None else members.get("annotations", _EMPTY)
+        redacted = redacting.redact_small(request, also, event.response_status, annotations, event.request_uri)
+        if not redacted.fields and members is None:
+            return Cut(_one_line(raw), redacted.count, redacted.failed)
+        members = fields(raw) if members is None else members
+    elif concerned:
+        members = fields(raw) if members is None else members
+        # What is left of a body may repeat what was in the other.
+        redacted = redacting.redact(request, also, members, event.request_uri, hidden)
+    else:
+        # What leaves is searched, whatever the names of its fields are and how often they are given.
+        data = raw if members is None else msgspec.json.encode(members)
+        told = _told(event)
+        quiet = not (told.named if bare else may_name_a_kind(data))
+        if quiet and not (hidden and told.quoting and any(map(may_name_a_kind, map(bytes, hidden)))):
+            return Cut(_one_line(data))
+        members = fields(raw) if members is None else members
+        redacted = redacting.redact(request, also, members, event.request_uri, hidden)
+    members.update(redacted.fields)
+    return Cut(_one_line(msgspec.json.encode(members)), redacted.count, redacted.failed)
+
+
+def _changed(raw: bytes, changed: Mapping[str, Raw | None], recorded: Level, level: Level) -> Fields:
+    """The event's fields, each once."""
     members = fields(raw)
     for name, value in changed.items():
         if value is None:
             members.pop(name, None)
         else:
             members[name] = value
-    return Cut(_one_line(msgspec.json.encode(members)), redacted.count, redacted.failed)
+    if level is not recorded:
+        members["level"] = _LEVELS[level]
+    return members
+
+
+def _also(event: Event, request: Request) -> Request | None:
+    """What the event's objectRef names, if it is not what its URL does: what either has secrets in it counts."""
+    ref = event.object_ref
+    if ref is None or (
+        ref.resource == request.resource
+        and ref.api_group == request.api_group
+        and ref.subresource == request.subresource
+    ):
+        return None
+    return Request(
+        user=None, verb=request.verb, api_group=ref.api_group, resource=ref.resource, subresource=ref.subresource
+    )
+
+
+_NOT_BARE, _BARE_BUT_NAMED, _QUIET = range(3)
+
+
+def _is_bare(raw: bytes, event: Event) -> int:
+    """Whether an event has no bodies, nor objects under another name, nor one twice. `_QUIET`: and no kind with secrets
+    in it is named.
+    """
+    if len(event.request_object) or len(event.response_object):
+        return _NOT_BARE
+    told = _told(event)
+    known = told.objects + bytes(event.recorded_user).count(b"{")
+    if raw.count(b"{") != (known if event.object_ref is None else known + 1):
+        return _NOT_BARE
+    return _BARE_BUT_NAMED if told.named else _QUIET
+
+
+class _Told(NamedTuple):
+    """Of an event's status and annotations: how many objects they and the event are, whether they name a kind with
+    secrets in it, and whether they may quote a body.
+    """
+
+    objects: int
+    named: bool
+    quoting: bool
+
+
+def _told(event: Event) -> _Told:
+    """There are few of both: some hundred bytes that say which rule allowed the request."""
+    question = (bytes(event.response_status), bytes(event.annotations))
+    found = _tellings.get(question)
+    if found is None:
+        objects = 1 + sum(part.count(b"{") for part in question)
+        named = any(map(may_name_a_kind, question))
+        found = _Told(objects, named, may_quote(event.response_status, event.annotations))
+        _tellings.remember(question, found, sum(map(len, question)))
+    return found
 
 
 class Redacting:
-    """A redactor that remembers what it made of events without bodies.
+    """A redactor that remembers what it made of events without bodies, of which there are few different ones."""
 
-    Most events have none, and of what is left, responseStatus and annotations, there are few: some hundred bytes that
-    say which rule allowed the request.
-    """
-
-    __slots__ = ("_bounded", "_memo", "_paths", "_redactor")
+    __slots__ = ("_bounded", "_concerned", "_memo", "_paths", "_redactor")
 
     def __init__(self, redactor: Redactor, *, bounded: bool = False) -> None:
         """``bounded``: some of the rules are a tenant's. A body that would take too long to search goes as a whole."""
         self._redactor = redactor
         self._bounded = bounded
+        self._concerned: dict[int, tuple[Request, bool]] = {}
         self._paths: Memo[tuple[str, str, str], int] = Memo()
         self._memo: Memo[tuple[object, ...], Redacted] = Memo()
 
+    def concerns(self, request: Request) -> bool:
+        """See `Redactor.concerns`."""
+        # `request_of` returns the same object for the same request, whose identity is cheaper than its hash. It is kept
+        # beside the answer, so that no other object can have that identity.
+        found = self._concerned.get(id(request))
+        if found is not None:
+            return found[1]
+        concerned = self._redactor.concerns(request)
+        if request.length <= LONGEST:
+            if len(self._concerned) >= LIMIT:
+                self._concerned.clear()
+            self._concerned[id(request)] = (request, concerned)
+        return concerned
+
     def redact(
-        self, request: Request, request_object: Raw, response_object: Raw, annotations: Raw, response_status: Raw
+        self, request: Request, also: Request | None, members: Fields, uri: str, hidden: Collection[Raw] = ()
     ) -> Redacted:
-        """See `Redactor.redact_parts`."""
-        parts = (request_object, response_object, annotations, response_status)
-        if len(request_object) or len(response_object):
-            return self._redact(request, *parts)
+        """See `Redactor.redact_parts`; ``members``: all of the event that leaves."""
+        parts = {name: members[name] for name in members if name not in _ENVELOPE}
+        return self._redact(request, also, parts, hidden, uri)
+
+    def redact_small(
+        self, request: Request, also: Request | None, response_status: Raw, annotations: Raw, uri: str
+    ) -> Redacted:
+        """`redact` for an event that has no more than these, of which there are few different ones."""
         # All that a redactor looks at: it is a pure function of these.
-        kind = (request.is_resource, request.api_group, request.resource, request.subresource, request.verb)
         status, notes = bytes(response_status), bytes(annotations)
-        question = (kind, status, notes)
+        question = (
+            *(request.is_resource, request.api_group, request.resource, request.subresource, request.verb),
+            *(status, notes, request.name if len(status) > CODE_ONLY else "", uri if "?" in uri else "", also),
+        )
         found = self._memo.get(question)
         if found is None:
-            length = len(status) + len(notes) + sum(map(len, kind[1:]))
-            found = self._memo.remember(question, self._redact(request, *parts), length)
+            parts = {"responseStatus": response_status, "annotations": annotations}
+            length = len(status) + len(notes) + request.length + len(uri)
+            found = self._memo.remember(question, self._redact(request, also, parts, (), uri), length)
         return found
 
     def _redact(
-        self, request: Request, request_object: Raw, response_object: Raw, annotations: Raw, response_status: Raw
+        self, request: Request, also: Request | None, parts: Fields, hidden: Collection[Raw], uri: str
     ) -> Redacted:
-        if self._bounded:
-            parts = {"requestObject": request_object, "responseObject": response_object, "annotations": annotations}
-            if costly := self._costly(request, parts):
-                kept = [_EMPTY if name in costly else raw for name, raw in parts.items()]
-                rest = self._redactor.redact_parts(request, kept[0], kept[1], kept[2], response_status)
-                gone = dict.fromkeys(costly, _UNREDACTABLE)
-                return Redacted({**rest.fields, **gone}, rest.count, (*rest.failed, *costly))
-        return self._redactor.redact_parts(request, request_object, response_object, annotations, response_status)
+        if self._bounded and (costly := self._costly(request, parts)):
+            kept = {name: raw for name, raw in parts.items() if name not in costly}
+            rest = self._redactor.redact_parts(request, kept, also=also, hidden=hidden, uri=uri)
+            gone = dict.fromkeys(costly, _UNREDACTABLE)
+            return Redacted({**rest.fields, **gone}, rest.count, (*rest.failed, *costly))
+        return self._redactor.redact_parts(request, parts, also=also, hidden=hidden, uri=uri)
 
-    def _costly(self, request: Request, parts: Mapping[str, Raw]) -> Collection[str]:
+    def _costly(self, request: Request, parts: Fields) -> Collection[str]:
         """Those of the event's fields that would take too long."""
         if sum(map(len, parts.values())) <= _CHEAP:
             return ()
@@ -137,8 +245,24 @@ class Wanted(NamedTuple):
 
 _LEVELS: Final = tuple(Raw(f'"{level}"'.encode()) for level in Level)
 _PATCH_HINT: Final = PATCH_ANNOTATION.encode()
-_EMPTY: Final = Raw()
 _UNREDACTABLE: Final = Raw(msgspec.json.encode(UNREDACTABLE))
+_ENVELOPE: Final = frozenset(
+    {
+        *("kind", "apiVersion", "level", "auditID", "stage", "requestURI", "verb", "user", "impersonatedUser"),
+        *(
+            "authenticationMetadata",
+            "sourceIPs",
+            "userAgent",
+            "objectRef",
+            "requestReceivedTimestamp",
+            "stageTimestamp",
+        ),
+    }
+)
+"""Who asked for what, and when. All other fields, those of later versions too, may hold an object."""
+_BARE: Final = _ENVELOPE | {"annotations", "responseStatus"}
+_EMPTY: Final = Raw()
+_tellings: Final[Memo[tuple[bytes, bytes], _Told]] = Memo()
 _CHEAP: Final = 2048
 _MOST_WORK: Final = 20_000_000
 """Paths times bytes, of which each takes up to 2.5 ns: 50 ms. That is 200 kB for 100 paths."""
@@ -162,14 +286,12 @@ def _without_patches(annotations: Raw) -> Raw | None:
     return Raw(msgspec.json.encode(kept)) if kept else None
 
 
-def _strip(changed: dict[str, Raw | None], name: str, body: Raw) -> Raw:
-    """The body without managedFields, which is in ``changed`` then."""
+def _strip(changed: dict[str, Raw | None], name: str, body: Raw) -> None:
+    """The body without managedFields into ``changed``, if it has any."""
     if len(body) and b"managedFields" in bytes(body):
         stripped = _without_managed_fields(body)
         if stripped is not None:
             changed[name] = stripped
-            return stripped
-    return body
 
 
 def _without_managed_fields(body: Raw) -> Raw | None:
@@ -231,11 +353,16 @@ class _Code(msgspec.Struct, frozen=True, gc=False):
 _code = msgspec.json.Decoder(_Code)
 
 
-def _minimal(raw: bytes, event: Event) -> bytes:
+def _minimal(raw: bytes, event: Event, request: Request, redacting: "Redacting") -> Cut:
     """Who did what to which object, when, and with which result; in the order API servers write it."""
     result: dict[str, object] = {"level": "Minimal", "auditID": event.audit_id, "stage": event.stage}
+    redacted = 0
     if event.object_ref is None:
-        result["requestURI"] = event.request_uri
+        result["requestURI"] = uri = event.request_uri
+        if "?" in uri:
+            asked = redacting.redact_small(request, None, _EMPTY, _EMPTY, uri)
+            result.update(asked.fields)
+            redacted = asked.count
     result["verb"] = event.verb
     result["user"] = {"username": event.user.username} if event.user.username else {}
     if event.object_ref is not None:
@@ -246,4 +373,4 @@ def _minimal(raw: bytes, event: Event) -> bytes:
         except (RecursionError, ValueError):
             result["responseStatus"] = {}
     result["stageTimestamp"] = event.stage_timestamp
-    return _one_line(msgspec.json.encode(result))
+    return Cut(_one_line(msgspec.json.encode(result)), redacted)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+import traceback
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -421,8 +422,10 @@ def _unreadable(server: str, item: Raw, error: Exception) -> Held:
     """Whatever is in an item, it does not cost the others; it is kept, and nobody gets it unredacted."""
     reason = str(error)
     if not isinstance(error, EventError):
-        logger.error("a bug: an item of API server %s goes to quarantine", server, exc_info=error)
+        # Where it happened, not what: an exception's message may quote the item.
+        where = "".join(traceback.format_tb(error.__traceback__))
         reason = f"this is a bug: {type(error).__name__}"
+        logger.error("an item of API server %s goes to quarantine; %s\n%s", server, reason, where)
     return malformed(server, bytes(item), reason, _now())
 
 

@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -35,11 +36,20 @@ LARGEST: Final = 64 << 20
 it refuses, as it does when it is down, until somebody has looked (`audit-operator quarantine`).
 """
 
-_LONGEST_ITEM: Final = 1 << 16
 _BODIES: Final = ("requestObject", "responseObject", "annotations", "responseStatus")
-_SIMPLE: Final = frozenset(
-    {"level", "auditID", "stage", "requestURI", "verb", "requestReceivedTimestamp", "stageTimestamp"}
-)
+_WORD: Final = rb'"([A-Za-z]{0,64})"'
+_TIME: Final = rb'"([-0-9T:.Z+]{0,40})"'
+_SIMPLE: Final = {
+    "level": re.compile(_WORD),
+    "auditID": re.compile(rb'"([-A-Za-z0-9_.:]{0,128})"'),
+    "stage": re.compile(_WORD),
+    # Whatever a URL demands, such as a field's value, comes after the question mark.
+    "requestURI": re.compile(rb'"([-A-Za-z0-9/._~:]{0,2000})(?:[?].*)?"', re.DOTALL),
+    "verb": re.compile(rb'"([a-z]{0,16})"'),
+    "requestReceivedTimestamp": re.compile(_TIME),
+    "stageTimestamp": re.compile(_TIME),
+}
+"""What these look like in events; whoever writes other things there may have written anything."""
 
 
 class Held(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
@@ -89,8 +99,9 @@ def _envelope(item: bytes) -> Any:
         return UNREDACTABLE
     kept: dict[str, Any] = {}
     for name, value in members.items():
-        if name in _SIMPLE and bytes(value).startswith(b'"') and len(value) <= _LONGEST_ITEM:
-            kept[name] = value
+        if name in _SIMPLE:
+            simple = _SIMPLE[name].fullmatch(bytes(value))
+            kept[name] = UNREDACTABLE if simple is None else Raw(b'"%b"' % simple[1])
         elif name in ("user", "objectRef", *_BODIES):
             kept[name] = UNREDACTABLE
     return kept
