@@ -107,7 +107,7 @@ class GoogleCloudLogging:
                 raise _of_request(error, answer)
             raise error
         if answer.body.lstrip()[:1] != b"{":
-            raise UnreachableError(f"HTTP {answer.status}, but no answer of the logging API")
+            raise UnreachableError(f"HTTP {answer.status}, but no answer of the logging API", sent=True)
         return TAKEN
 
     async def close(self) -> None:

@@ -187,5 +187,5 @@ def _checked(answer: Answer) -> _Said:
             raise MisconfiguredError(f"{_SETTINGS[code]} ({error})")
         raise error
     if said.code != 0 and said.acks is None:
-        raise UnreachableError(f"HTTP {answer.status}, but no answer of a collector; is this Splunk?")
+        raise UnreachableError(f"HTTP {answer.status}, but no answer of a collector; is this Splunk?", sent=True)
     return said

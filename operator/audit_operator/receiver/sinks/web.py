@@ -256,7 +256,9 @@ class Client:
                 raise UnauthorizedError("the proxy does not accept who we are (407)") from error
             raise UnreachableError(f"the proxy answered {error.status}") from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise UnreachableError(_connection_reason(error)) from error
+            # Once there was a connection, the request was on its way.
+            on_its_way = not isinstance(error, aiohttp.ClientConnectorError)
+            raise UnreachableError(_connection_reason(error), sent=on_its_way) from error
 
     async def close(self) -> None:
         """Close all connections."""
@@ -390,8 +392,11 @@ def error_of(answer: Answer) -> SinkError | None:
     wait = retry_after(answer.headers)
     said = f"HTTP {status}{_said(answer.body) if answer.quoted else ''}"
     match status:
-        case 401 | 403 | 407:
+        case 401 | 407:
             return UnauthorizedError(said, retry_after=wait)
+        case 403:
+            # Also what a firewall for applications says to a body that looks like an attack to it.
+            return UnauthorizedError(said, retry_after=wait, sent=True)
         case 413:
             return TooLargeError(said)
         case 429:
@@ -403,10 +408,13 @@ def error_of(answer: Answer) -> SinkError | None:
         case 400 | 422:
             return RefusedError(said)
         case _ if status >= 500:
-            return UnreachableError(said, retry_after=wait)
+            return UnreachableError(said, retry_after=wait, sent=True)
         case _:
-            return MisconfiguredError(said)
+            return MisconfiguredError(said, sent=status in _OF_A_REQUEST)
 
+
+_OF_A_REQUEST: Final = frozenset({406, 409, 414, 431, 451})
+"""Statuses that may be about what was sent, where those beside them are about where it was sent."""
 
 _LONGEST_WAIT: Final = 3600.0
 """Seconds. A sink that asks for more is asked again after an hour all the same."""
