@@ -106,7 +106,7 @@ class GoogleCloudLogging:
             if isinstance(error, RefusedError):
                 raise _of_request(error, answer)
             raise error
-        if answer.body.lstrip()[:1] != b"{":
+        if answer.body.lstrip()[:1] not in (b"", b"{"):
             raise UnreachableError(f"HTTP {answer.status}, but no answer of the logging API", sent=True)
         return TAKEN
 
