@@ -3,6 +3,7 @@
 import asyncio
 import email.utils
 import io
+import re
 import socket
 import ssl
 import time
@@ -16,7 +17,7 @@ from typing import Any, Final, Literal, TypeVar
 import aiohttp
 import msgspec
 from aiohttp.abc import AbstractResolver, ResolveResult
-from multidict import CIMultiDictProxy
+from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from audit_operator import __version__
@@ -32,6 +33,7 @@ from audit_operator.receiver.sinks import (
     ThrottledError,
     TooLargeError,
     UnauthorizedError,
+    UnknownSinkError,
     UnreachableError,
     convert,
     filled,
@@ -39,6 +41,7 @@ from audit_operator.receiver.sinks import (
 )
 from audit_operator.receiver.threads import OwnThread
 from audit_operator.render.program import SinkProgram
+from audit_operator.resources.auditsink import OUR_HEADERS
 
 
 class BasicAuth(Settings, frozen=True):
@@ -173,6 +176,15 @@ async def parsed(answer: "Answer", parse: "Callable[[bytes], _T]") -> _T:
     return await asyncio.to_thread(parse, answer.body)
 
 
+def not_ours(program: SinkProgram, header: str) -> None:
+    """Raises UnknownSinkError for a header that no AuditSink may name; earlier versions let it."""
+    if re.search(OUR_HEADERS, header):
+        raise UnknownSinkError(
+            f"sink {program.namespace}/{program.name} ({program.type}): the receiver writes header {header} itself; "
+            "leave it out"
+        )
+
+
 class Client:
     """Requests of one sink. Certificates and credentials are those of the moment of each request."""
 
@@ -187,6 +199,8 @@ class Client:
     ) -> None:
         self._concurrency = program.concurrency
         self._auth = auth
+        for header in headers:
+            not_ours(program, header.name)
         self._headers = tuple(headers)
         self._plain = {
             header.name: filled(header.value, program, surroundings) for header in headers if header.value is not None
@@ -267,9 +281,11 @@ class Client:
             await session.close()
         await self._names.close()
 
-    def _all_headers(self, headers: Mapping[str, str], compression: Compression) -> dict[str, str]:
-        ours = {"User-Agent": f"audit-operator/{__version__}", "Accept-Encoding": "identity"}
-        sent = {**ours, **headers, **self._plain}
+    def _all_headers(self, headers: Mapping[str, str], compression: Compression) -> CIMultiDict[str]:
+        """Each once, however it is written."""
+        sent = CIMultiDict({"User-Agent": f"audit-operator/{__version__}", "Accept-Encoding": "identity"})
+        for name, value in (*headers.items(), *self._plain.items()):
+            sent[name] = value
         for header in self._headers:
             if header.secret is not None:
                 sent[header.name] = secret(header.secret)
@@ -285,8 +301,8 @@ class Client:
     def _without_credentials(self, answer: bytes, sent: Mapping[str, str]) -> bytes:
         """An error's text is shown to people, and there are servers that repeat in it what they were sent."""
         names = {"Authorization", *(header.name for header in self._headers if header.secret is not None)}
-        for name in names & sent.keys():
-            value = sent[name].encode()
+        for name in names:
+            value = sent.get(name, "").encode()
             for shown in (value, value.partition(b" ")[2]):
                 if shown:
                     answer = answer.replace(shown, b"***")
