@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import uvloop
+from aws_doubles import S3
 from elasticsearch_double import Elasticsearch
 from faults import Fault, FaultyServer, Reply, Request, closed, hang, reset, status
 from receiving import Setup, event, event_list, eventually, program, receiving, sink
-from sink_cases import credential
+from sink_cases import credential, sink_program
 
 from audit_operator.render.program import SinkProgram, WireBatch
 
@@ -335,6 +336,25 @@ def test_a_sink_is_idle_until_it_has_taken_something(tmp_path: Path) -> None:
         assert (await state(setup))["state"] == "Delivering"
 
     run(collector.server, collector.sink, tmp_path, test)
+
+
+def test_a_store_that_never_looks_into_an_event_gets_whole_batches_after_an_outage(tmp_path: Path) -> None:
+    """Each part of a batch would be an object, and in a chain a promise of one."""
+    double = S3()
+    failures = [status(500), status(503), hang()] * 3
+    server = FaultyServer(lambda request: failures.pop() if failures else double.answer(request), tls=False)
+
+    def program_() -> SinkProgram:
+        made = sink_program(tmp_path / "credentials", objectStore=double.spec(server.url, tmp_path))
+        return sink(type="objectStore", settings=made.settings, batch=batch(50), timeout=0.3)
+
+    async def test(setup: Setup) -> None:
+        await post(setup, *range(50))
+        await delivered(setup)
+
+    run(server, program_, tmp_path, test)
+    assert len(double.objects) == 2  # events and their manifest
+    assert len(double.taken) == 50
 
 
 # --- the cursor ------------------------------------------------------------------------------------------------------

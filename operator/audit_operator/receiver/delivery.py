@@ -37,6 +37,7 @@ from audit_operator.receiver.journal import BLOCK_BYTES, Damage, Journal, Log, P
 from audit_operator.receiver.metrics import Metrics, epoch
 from audit_operator.receiver.quarantine import LARGEST, FullError, Quarantine, refused
 from audit_operator.receiver.sinks import (
+    BLIND,
     Batch,
     Item,
     MisconfiguredError,
@@ -610,6 +611,7 @@ class Worker:
         try:
             result = await self._attempt(sink, part)
         except SinkError as error:
+            error.sent = error.sent and self.program.type not in BLIND
             return part, error
         return await self._settle(part, result)
 

@@ -56,6 +56,9 @@ MODULES: Final[Mapping[str, str]] = {
 }
 """Sink type, as in the program -> module in this folder."""
 
+BLIND: Final = frozenset({"objectStore", "file", "stdout"})
+"""Sink types that store bytes, whatever they are: no failure is about one event among others."""
+
 EXTRAS: Final[Mapping[str, str]] = {
     "elasticsearch": "elasticsearch",
     "file": "age",
