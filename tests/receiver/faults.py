@@ -107,6 +107,14 @@ def endless() -> Fault:
     return Fault("endless")
 
 
+def no_client_certificate() -> Fault:
+    """What nginx says to whoever shows no client certificate, or a wrong one: 400, as if it were about the request."""
+    return status(400, b"<html><center>No required SSL certificate was sent</center><hr>nginx</html>")
+
+
+TAKEN_WITHOUT_A_WORD = {"Loki": Reply(204, b""), "Fluent Bit": Reply(201, b""), "VictoriaLogs": Reply(200, b"")}
+"""How servers of others say by OTLP, in either encoding, that they have taken everything."""
+
 FAULTS = {
     "reset": reset(),
     "closed": closed(),

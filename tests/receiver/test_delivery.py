@@ -13,7 +13,7 @@ import pytest
 import uvloop
 from aws_doubles import S3
 from elasticsearch_double import Elasticsearch
-from faults import Fault, FaultyServer, Reply, Request, closed, hang, reset, status
+from faults import Fault, FaultyServer, Reply, Request, closed, hang, no_client_certificate, reset, status
 from receiving import Setup, event, event_list, eventually, program, receiving, sink
 from sink_cases import credential, sink_program
 
@@ -134,6 +134,20 @@ def test_a_server_that_is_down_for_long_costs_no_event_and_no_order(tmp_path: Pa
     assert collector.numbers == list(range(100))
 
 
+def test_a_failure_or_two_do_not_take_a_batch_apart(tmp_path: Path) -> None:
+    """Whole, it is the same batch by the same name, which many servers drop if they have it."""
+    failures = [reset(), status(500)]
+    collector = Collector(lambda _: failures.pop() if failures else None)
+
+    async def test(setup: Setup) -> None:
+        await post(setup, *range(10))
+        await delivered(setup)
+
+    run(collector.server, collector.sink, tmp_path, test)
+    assert len({request.headers["idempotency-key"] for request in collector.server.requests}) == 1
+    assert len(collector.server.requests) == 3
+
+
 NESTED = {"spec": {"deep": [[[1]]]}}
 
 
@@ -210,15 +224,13 @@ def test_an_answer_of_nothing_is_searched_for_the_event_behind_it(tmp_path: Path
 
 # --- a refusal that is not about the event ---------------------------------------------------------------------------
 
-NO_CERTIFICATE = status(400, b"<html><center>No required SSL certificate was sent</center><hr>nginx</html>")
-
 
 @pytest.mark.parametrize("events", [1, 3, 16, 100])
 @pytest.mark.parametrize("concurrency", [1, 3])
 def test_a_sink_that_refuses_every_event_alike_keeps_them(
     events: int, concurrency: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    collector = Collector(lambda _: NO_CERTIFICATE)
+    collector = Collector(lambda _: no_client_certificate())
 
     async def test(setup: Setup) -> None:
         for each in range(events):
@@ -380,3 +392,51 @@ def test_the_cursor_never_passes_a_batch_that_is_under_way(tmp_path: Path) -> No
     collector.what = lambda _: None
     run(collector.server, lambda: collector.sink(concurrency=2), tmp_path, second)
     assert set(collector.numbers) == set(range(20))
+
+
+def test_the_cursor_stays_at_an_event_that_nothing_is_known_of_and_goes_past_what_is(tmp_path: Path) -> None:
+    bad = {7, 19}
+    collector = Collector(lambda each: status(400, b"no") if number(each) in bad else None)
+
+    async def first(setup: Setup) -> None:
+        await post(setup, *range(10))
+        await eventually(lambda: len(collector.events) == 9)
+        await delivered(setup)
+        await post(setup, *range(10, 20))
+        await eventually(lambda: len(collector.events) == 18)
+        await post(setup, 20, 21)
+        await delivered(setup)
+        assert quarantined(setup) == [7, 19]
+        bad.update({22, 23})
+        await post(setup, 22)
+        await eventually(lambda: state(setup), lambda found: found["state"] == "Misconfigured")
+        await post(setup, 23)
+        await eventually(lambda: sum(b"23" in request.body for request in collector.server.requests) >= 2)
+        # Neither is taken, and neither is lost if it ends here.
+        assert setup.receiver.journal.logs[SIEM].backlog == 2
+
+    async def second(setup: Setup) -> None:
+        await delivered(setup)
+
+    run(collector.server, collector.sink, tmp_path, first)
+    bad.clear()
+    run(collector.server, collector.sink, tmp_path, second)
+    assert collector.numbers == [each for each in range(24) if each not in (7, 19)]
+
+
+def test_what_was_taken_behind_an_event_in_doubt_is_not_sent_again_for_ever(tmp_path: Path) -> None:
+    """An event that fails otherwise than by a refusal stays in doubt until others were taken twice."""
+    collector = Collector(lambda each: closed() if number(each) == 9 else None)
+
+    async def test(setup: Setup) -> None:
+        await post(setup, *range(10))
+        await eventually(lambda: len(collector.events) == 9)
+        log = setup.receiver.journal.logs[SIEM]
+        assert log.backlog == 10
+        await post(setup, 10)
+        await eventually(lambda: 10 in collector.numbers)
+        await post(setup, 11)
+        await delivered(setup)
+
+    run(collector.server, collector.sink, tmp_path, test)
+    assert collector.numbers == [*range(9), 10, 11]

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from faults import FaultyServer, Reply
+from faults import TAKEN_WITHOUT_A_WORD, FaultyServer, Reply
 from otlp_double import Otlp
 from sink_cases import batch, insist, made
 
@@ -86,14 +86,17 @@ def test_text_that_is_no_unicode_arrives_all_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize("encoding", ["Protobuf", "JSON"])
 @pytest.mark.parametrize(
     ("code", "body"),
-    [(200, b""), (201, b""), (202, b""), (204, b""), (200, b"{}"), (200, b'{"partialSuccess":{}}'),
-     (200, b'{"partialSuccess":{"rejectedLogRecords":"0","errorMessage":"a warning"}}')],
-)  # fmt: skip
+    [
+        *((reply.status, reply.body) for reply in TAKEN_WITHOUT_A_WORD.values()),
+        (202, b""),
+        (200, b"{}"),
+        (200, b'{"partialSuccess":{}}'),
+        (200, b'{"partialSuccess":{"rejectedLogRecords":"0","errorMessage":"a warning"}}'),
+    ],
+)
 def test_taken_is_whatever_a_server_of_otlp_may_say_for_it(
     code: int, body: bytes, encoding: str, tmp_path: Path
 ) -> None:
-    """Loki answers 204, Fluent Bit 201, both with nothing."""
-
     async def run() -> None:
         async with FaultyServer(lambda _: Reply(code, body)) as server:
             given = Otlp().spec(server.url, tmp_path) | {"encoding": encoding}
