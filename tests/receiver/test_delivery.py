@@ -440,3 +440,20 @@ def test_what_was_taken_behind_an_event_in_doubt_is_not_sent_again_for_ever(tmp_
 
     run(collector.server, collector.sink, tmp_path, test)
     assert collector.numbers == [*range(9), 10, 11]
+
+
+def test_the_cursor_goes_past_a_batch_of_which_all_is_known_while_another_is_in_doubt(tmp_path: Path) -> None:
+    collector = Collector(lambda each: status(400, b"no") if number(each) in (9, 19) else None)
+
+    async def test(setup: Setup) -> None:
+        await post(setup, *range(10))
+        await eventually(lambda: len(collector.events) == 9)
+        await post(setup, *range(10, 20))
+        await eventually(lambda: setup.receiver.journal.logs[SIEM].backlog == 10)
+        assert quarantined(setup) == [9]
+        await post(setup, 20)
+        await delivered(setup)
+        assert quarantined(setup) == [9, 19]
+
+    run(collector.server, collector.sink, tmp_path, test)
+    assert collector.numbers == [*range(9), *range(10, 19), 20]
