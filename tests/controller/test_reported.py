@@ -78,6 +78,11 @@ def test_a_sink_that_takes_events_delivers() -> None:
 def test_before_the_first_event_a_sink_is_well_too() -> None:
     found = of_sink(answer("a", state(last_delivery=None)), answer("b", state(last_delivery=None)))
     assert (found.status, found.reason) == ("True", "NothingToDeliver")
+    newer = of_sink(answer("a", state(state="Idle", last_delivery=None)))
+    assert (newer.status, newer.reason) == ("True", "NothingToDeliver")
+    # One receiver has delivered, the other was started a moment ago.
+    mixed = of_sink(answer("a"), answer("b", state(state="Idle", last_delivery=None)))
+    assert (mixed.status, mixed.reason) == ("True", "Delivering")
 
 
 @pytest.mark.parametrize("kind", ["Misconfigured", "Unauthorized", "QuarantineFull", "JournalError", "Unreachable"])

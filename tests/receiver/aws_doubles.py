@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 from faults import Reply, Request
 from sink_cases import credential
 
@@ -79,7 +80,8 @@ class S3:
         for key in sorted(self.objects):
             folder, _, name = key.rpartition("/")
             if not name.startswith("_") and f"{folder}/_{name}.manifest.json" in self.objects:
-                lines = gzip.decompress(self.objects[key]).splitlines()
+                body = self.objects[key]
+                lines = (zstandard.decompress(body) if name.endswith(".zst") else gzip.decompress(body)).splitlines()
                 ids += [json.loads(line)["auditID"] for line in lines]
         # An object that a halved batch wrote again has another name.
         return list(dict.fromkeys(ids))

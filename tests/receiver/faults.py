@@ -1,6 +1,6 @@
 """A TLS HTTP server that can fail in every way a sink's server does. A double of a vendor's API answers through it.
 
-    async with FaultyServer(answer) as server:      # answer: Request -> Reply, strict about what it is sent
+    async with FaultyServer(answer) as server:      # answer: Request -> Reply or a fault, strict about what it is sent
         server.fail(refuse(), hang(), status(503, retry_after=3), partial())
         ... each request meets one fault, in this order, then `answer` again ...
 
@@ -44,9 +44,6 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-Answer = Callable[[Request], Reply | Awaitable[Reply]]
-
-
 @dataclass(frozen=True)
 class Fault:
     """One failure. ``kind``: what happens to the connection; ``reply``: what is said before, if anything."""
@@ -56,9 +53,17 @@ class Fault:
     seconds: float = 0.0
 
 
+Answer = Callable[[Request], Reply | Fault | Awaitable[Reply]]
+
+
 def reset() -> Fault:
     """The connection is reset once the request has been read."""
     return Fault("reset")
+
+
+def closed() -> Fault:
+    """The connection is closed in good order once the request has been read, without an answer."""
+    return Fault("closed")
 
 
 def reset_early() -> Fault:
@@ -102,8 +107,17 @@ def endless() -> Fault:
     return Fault("endless")
 
 
+def no_client_certificate() -> Fault:
+    """What nginx says to whoever shows no client certificate, or a wrong one: 400, as if it were about the request."""
+    return status(400, b"<html><center>No required SSL certificate was sent</center><hr>nginx</html>")
+
+
+TAKEN_WITHOUT_A_WORD = {"Loki": Reply(204, b""), "Fluent Bit": Reply(201, b""), "VictoriaLogs": Reply(200, b"")}
+"""How servers of others say by OTLP, in either encoding, that they have taken everything."""
+
 FAULTS = {
     "reset": reset(),
+    "closed": closed(),
     "reset early": reset_early(),
     "slow": slow(0.05),
     "400 once": status(400),
@@ -231,8 +245,17 @@ class FaultyServer:
         sent = await _body(reader, headers)
         request = Request(method, path, headers, _unpacked(sent, headers), sent)
         self.requests.append(request)
+        reply: Reply | Fault | Awaitable[Reply] = Reply()
+        if fault.kind in _AFTER_AN_ANSWER:
+            reply = self._answer(request)
+            if isinstance(reply, Fault):
+                fault, reply = reply, Reply()
         match fault.kind:
             case "reset":
+                return False
+            case "closed":
+                writer.close()
+                await writer.wait_closed()
                 return False
             case "hang":
                 await asyncio.sleep(3600)
@@ -248,9 +271,9 @@ class FaultyServer:
                 return False
             case "status":
                 return await _reply(writer, fault.reply)
-        reply = self._answer(request)
-        if not isinstance(reply, Reply):
+        if isinstance(reply, Awaitable):
             reply = await reply
+        assert isinstance(reply, Reply)
         match fault.kind:
             case "answer lost":
                 return False
@@ -266,6 +289,9 @@ class FaultyServer:
                 return True
             case _:
                 return await _reply(writer, reply)
+
+
+_AFTER_AN_ANSWER = frozenset({"none", "answer lost", "partial", "slow"})
 
 
 def _head(reply: Reply, length: int) -> bytes:

@@ -32,16 +32,17 @@ _SAID = {
 
 class Splunk:
     """What the token may: ``indexes``; ``acknowledging``: acknowledgement is on. ``indexed_after``: how often must be
-    asked before an indexer has it.
+    asked before an indexer has it. ``numbers``: whether it gives a number to ask for.
     """
 
     kind = "splunk"
     exactly_once = False
     acknowledging = False
 
-    def __init__(self, indexes: tuple[str, ...] = ("main",), indexed_after: int = 2) -> None:
+    def __init__(self, indexes: tuple[str, ...] = ("main",), indexed_after: int = 2, *, numbers: bool = True) -> None:
         self.indexes = indexes
         self.indexed_after = indexed_after
+        self.numbers = numbers
         self.events: list[dict[str, Any]] = []
         self.asked: defaultdict[str, list[int]] = defaultdict(list)
 
@@ -97,7 +98,7 @@ class Splunk:
         if not events:
             return _said(5)
         self.events += events
-        if not self.acknowledging:
+        if not (self.acknowledging and self.numbers):
             return _said(0)
         self.asked[channel].append(0)
         return _said(0, ackId=len(self.asked[channel]) - 1)

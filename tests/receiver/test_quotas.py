@@ -243,7 +243,8 @@ def test_sinks_that_come_and_go_take_no_more_than_the_part_of_their_namespace(tm
 
 def test_what_a_tenants_sink_refuses_is_part_of_its_part(tmp_path: Path) -> None:
     async def whole() -> None:
-        async with FaultyServer(lambda _: Reply(400), tls=False) as server:
+        # It takes some: of a sink that refuses everything nothing goes to quarantine.
+        async with FaultyServer(lambda request: Reply(400 if b"xxx" in request.body else 200), tls=False) as server:
             first = program(
                 policies=[policy(), tenant("team-a")],
                 sinks=[on_a_claim(), http(f"http://127.0.0.1:{server.port}", "team-a")],
@@ -252,8 +253,10 @@ def test_what_a_tenants_sink_refuses_is_part_of_its_part(tmp_path: Path) -> None
             )
             async with receiving(tmp_path, first) as setup:
                 for number in range(40):
-                    assert await setup.post(event_list(of("team-a", number, userAgent="x" * 20_000))) == 200
-                await eventually(lambda: setup.receiver.running.workers["team-a/own"].condition.error)
+                    bad = of("team-a", number, userAgent="x" * 20_000)
+                    assert await setup.post(event_list(bad, of("team-a", 100 + number))) == 200
+                worker = setup.receiver.running.workers["team-a/own"]
+                await eventually(lambda: worker.condition.error == "QuarantineFull", seconds=30)
                 assert (await sinks_of(setup))["team-a/own"]["state"] == "QuarantineFull"
                 kept = (tmp_path / "journal/quarantine/team-a/own.jsonl").stat().st_size
                 assert 0 < kept <= (1 << 20) // 5 + 1

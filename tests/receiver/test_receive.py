@@ -553,7 +553,7 @@ def test_a_tenants_sink_cannot_be_pointed_at_the_receivers_own_machine(tmp_path:
                 async def state() -> Any:
                     return (await setup.status())["sinks"][0]
 
-                found = await eventually(state, lambda each: each["state"] != "Delivering")
+                found = await eventually(state, lambda each: each["state"] != "Idle")
                 assert found["state"] == "Misconfigured"
                 assert "where this sink may not connect to" in found["message"]
 

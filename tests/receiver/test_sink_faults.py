@@ -175,3 +175,30 @@ def test_a_certificate_for_another_name_gets_nothing(kind: str, tmp_path: Path) 
         assert not server.requests
 
     against(kind, tmp_path, test, names=("other.example",))
+
+
+WITHOUT_A_WORD = {
+    "elasticsearch": False,  # each document has an outcome
+    "splunk": True,
+    "splunk with acknowledgement": False,
+    "loki": True,
+    "googleCloudLogging": True,
+    "otlp": True,
+    "objectStore in S3": False,  # an object has an ETag
+    "cloudWatch": True,
+}
+"""Whether a server may take events and answer nothing, as the protocol has it."""
+
+
+@each_double
+@pytest.mark.parametrize("code", [200, 201, 202, 204])
+def test_an_answer_of_nothing_is_taken_for_what_the_protocol_makes_of_it(kind: str, code: int, tmp_path: Path) -> None:
+    async def test(server: FaultyServer, sink: Sink, _: Double) -> None:
+        server.fail(status(code), status(code))
+        if WITHOUT_A_WORD[kind]:
+            assert await sink.deliver(batch(1)) == TAKEN
+        else:
+            with pytest.raises((UnreachableError, MisconfiguredError)):
+                await sink.deliver(batch(1))
+
+    against(kind, tmp_path, test)

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from faults import FAULTS, FaultyServer, Reply, Request, answer_lost, endless, garbage, partial, reset, status
 from sink_cases import batch, credential, made, sink_program, surroundings
@@ -24,6 +25,7 @@ from audit_operator.receiver.sinks import (
     ThrottledError,
     TooLargeError,
     UnauthorizedError,
+    UnknownSinkError,
     UnreachableError,
     make,
 )
@@ -256,3 +258,47 @@ def test_no_connection_is_made_to_a_refused_network(network: str, tmp_path: Path
 
     against(server, test)
     assert not server.requests
+
+
+@pytest.mark.parametrize("name", ["Content-Length", "transfer-encoding", "Host", "Connection", "Idempotency-Key"])
+@pytest.mark.parametrize("place", ["headers", "signature"])
+def test_a_header_that_frames_requests_is_refused_in_a_program_of_an_earlier_version(
+    name: str, place: str, tmp_path: Path
+) -> None:
+    program = sink_program(http={"url": "http://localhost:1/"})
+    more = {
+        "headers": [{"name": name, "value": "3"}],
+        "signature": {"header": name, "secret": {"file": "/etc/audit-operator/credentials/secret_audit-system_a_b"}},
+    }[place]
+    older = msgspec.structs.replace(program, settings=program.settings | {place: more})
+    with pytest.raises(UnknownSinkError, match=f"writes header {name} itself"):
+        make(older, surroundings(tmp_path))
+
+
+def test_a_header_is_sent_once_however_it_is_written(tmp_path: Path) -> None:
+    heads: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async def test() -> None:
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            headers = [
+                {"name": "content-type", "value": "application/json"},
+                {"name": "USER-AGENT", "value": "ours"},
+                {"name": "authorization", "secret": {"name": "a", "key": "b"}},
+            ]
+            credential(tmp_path, "a", "b", "Splunk x")
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+            sink = made(tmp_path, http={"url": url, "headers": headers})
+            await sink.deliver(batch(1))
+            await sink.close()
+
+    asyncio.run(test())
+    names = [line.partition(b":")[0].lower() for line in heads[0].splitlines()[1:] if line]
+    assert len(names) == len(set(names))
+    assert b"application/json" in heads[0]
+    assert b"ours" in heads[0]

@@ -7,11 +7,11 @@ from typing import Any
 
 import msgspec
 import pytest
-from faults import FaultyServer
+from faults import TAKEN_WITHOUT_A_WORD, FaultyServer, Reply
 from otlp_double import Otlp
 from sink_cases import batch, insist, made
 
-from audit_operator.receiver.sinks import TAKEN, Batch, Sink
+from audit_operator.receiver.sinks import TAKEN, Batch, RefusedError, Sink
 
 
 def against(double: Otlp, folder: Path, test: Callable[[Sink], Awaitable[None]], path: str = "", **spec: Any) -> None:
@@ -81,3 +81,42 @@ def test_text_that_is_no_unicode_arrives_all_the_same(tmp_path: Path) -> None:
 
     against(double, tmp_path, test)
     assert double.records[0].body.string_value.encode() == data
+
+
+@pytest.mark.parametrize("encoding", ["Protobuf", "JSON"])
+@pytest.mark.parametrize(
+    ("code", "body"),
+    [
+        *((reply.status, reply.body) for reply in TAKEN_WITHOUT_A_WORD.values()),
+        (202, b""),
+        (200, b"{}"),
+        (200, b'{"partialSuccess":{}}'),
+        (200, b'{"partialSuccess":{"rejectedLogRecords":"0","errorMessage":"a warning"}}'),
+    ],
+)
+def test_taken_is_whatever_a_server_of_otlp_may_say_for_it(
+    code: int, body: bytes, encoding: str, tmp_path: Path
+) -> None:
+    async def run() -> None:
+        async with FaultyServer(lambda _: Reply(code, body)) as server:
+            given = Otlp().spec(server.url, tmp_path) | {"encoding": encoding}
+            sink = made(tmp_path, otlp=given, tls={"caBundle": server.ca})
+            assert await sink.deliver(batch(1, 2)) == TAKEN
+            await sink.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("rejected", [b"2", b'"2"'])
+def test_a_number_of_64_bits_is_text_or_not(rejected: bytes, tmp_path: Path) -> None:
+    answer = b'{"partialSuccess":{"rejectedLogRecords":%b,"errorMessage":"too old"}}' % rejected
+
+    async def run() -> None:
+        async with FaultyServer(lambda _: Reply(200, answer)) as server:
+            given = Otlp().spec(server.url, tmp_path) | {"encoding": "JSON"}
+            sink = made(tmp_path, otlp=given, tls={"caBundle": server.ca})
+            with pytest.raises(RefusedError, match="2 of 2 log records are rejected: too old"):
+                await sink.deliver(batch(1, 2))
+            await sink.close()
+
+    asyncio.run(run())

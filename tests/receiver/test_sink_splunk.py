@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults import FaultyServer, status
+from faults import FaultyServer, Reply, Request, status
 from sink_cases import batch, give_up, made
 from splunk_double import Acknowledging, Splunk
 
@@ -89,15 +89,16 @@ def test_taken_means_that_an_indexer_has_it(tmp_path: Path) -> None:
 
     server = against(double, tmp_path, test)
     paths = [request.path.rpartition("/")[2] for request in server.requests]
-    assert paths == ["event", "ack", "ack", "ack"] * 2
-    assert list(double.asked.values()) == [[3], [3]]
+    # Before the first it is asked whether there will be an answer at all.
+    assert paths == ["ack", *["event", "ack", "ack", "ack"] * 2]
+    assert [asked for asked in double.asked.values() if asked] == [[3], [3]]
 
 
 def test_after_a_timeout_the_events_are_asked_about_and_not_sent_again(tmp_path: Path) -> None:
     double = Acknowledging(indexed_after=1000)
 
     async def test(_: FaultyServer, sink: Sink) -> None:
-        await give_up(sink, batch(1), lambda: any(max(asked) > 0 for asked in double.asked.values()))
+        await give_up(sink, batch(1), lambda: any(max(asked, default=0) > 0 for asked in double.asked.values()))
         double.indexed_after = 1
         await sink.deliver(batch(1))
 
@@ -123,7 +124,7 @@ def test_a_restarted_collector_never_acknowledges_what_it_does_not_know(tmp_path
     double = Acknowledging(indexed_after=1000)
 
     async def test(server: FaultyServer, sink: Sink) -> None:
-        await give_up(sink, batch(1), lambda: any(max(asked) > 0 for asked in double.asked.values()))
+        await give_up(sink, batch(1), lambda: any(max(asked, default=0) > 0 for asked in double.asked.values()))
         await server.stop()
         with pytest.raises(UnreachableError):
             await sink.deliver(batch(1))
@@ -137,9 +138,75 @@ def test_a_restarted_collector_never_acknowledges_what_it_does_not_know(tmp_path
     assert double.taken == [batch(1).items[0].audit_id]
 
 
-def test_a_token_without_acknowledgement_is_told_apart(tmp_path: Path) -> None:
-    async def test(_: FaultyServer, sink: Sink) -> None:
-        with pytest.raises(MisconfiguredError, match="turn it on for the token"):
-            await sink.deliver(batch(1))
+def test_nothing_is_sent_to_a_collector_that_acknowledges_nothing(tmp_path: Path) -> None:
+    double = Splunk()
 
-    against(Splunk(), tmp_path, test, acknowledgement=True)
+    async def test(_: FaultyServer, sink: Sink) -> None:
+        for _attempt in range(3):
+            with pytest.raises(MisconfiguredError, match="turn acknowledgement on"):
+                await sink.deliver(batch(1))
+        assert not double.events
+        double.acknowledging = True
+        await sink.deliver(batch(1))
+
+    against(double, tmp_path, test, acknowledgement=True)
+    assert len(double.events) == 1
+
+
+def test_a_collector_without_the_question_gets_nothing(tmp_path: Path) -> None:
+    """As Fluent Bit's, which takes events and knows no acknowledgement."""
+    seen: list[str] = []
+
+    def answer(request: Request) -> Reply:
+        seen.append(request.path)
+        if request.path.endswith("/ack"):
+            return Reply(400, b"")
+        return Reply(200, b'{"text":"Success","code":0}')
+
+    async def run() -> None:
+        async with FaultyServer(answer) as server:
+            given = Splunk().spec(server.url, tmp_path) | {"acknowledgement": True}
+            sink = made(tmp_path, splunk=given, tls={"caBundle": server.ca})
+            for _ in range(3):
+                with pytest.raises(MisconfiguredError, match="HTTP 400"):
+                    await sink.deliver(batch(1))
+            await sink.close()
+
+    asyncio.run(run())
+    assert set(seen) == {"/services/collector/ack"}
+
+
+def test_what_was_taken_without_a_number_is_sent_once(tmp_path: Path) -> None:
+    double = Acknowledging(numbers=False)
+
+    async def test(_: FaultyServer, sink: Sink) -> None:
+        for _attempt in range(5):
+            with pytest.raises(MisconfiguredError, match="acknowledges nothing"):
+                await sink.deliver(batch(1))
+
+    against(double, tmp_path, test)
+    assert len(double.events) == 1
+
+
+def test_an_indexer_that_is_slow_is_asked_again_and_no_event_suspected(tmp_path: Path) -> None:
+    double = Acknowledging(indexed_after=1000)
+
+    async def run() -> None:
+        async with FaultyServer(double.answer) as server:
+            sink = made(
+                tmp_path,
+                splunk=double.spec(server.url, tmp_path),
+                tls={"caBundle": server.ca},
+                timeout="1s",
+            )
+            for _ in range(2):
+                async with asyncio.timeout(1):
+                    with pytest.raises(UnreachableError, match="yet") as caught:
+                        await sink.deliver(batch(1))
+                assert not caught.value.sent
+            double.indexed_after = 1
+            await sink.deliver(batch(1))
+            await sink.close()
+
+    asyncio.run(run())
+    assert len(double.events) == 1

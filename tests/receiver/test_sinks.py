@@ -1,19 +1,35 @@
 """What holds for every sink: settings as render writes them, credentials read anew, names that do not change."""
 
+import asyncio
+import json
 import re
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 import yaml
+from aws_doubles import S3, CloudWatch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from elasticsearch_double import Elasticsearch
+from faults import FaultyServer, Reply
+from google_double import GoogleCloudLogging
+from loki_double import Loki
+from otlp_double import Otlp
 from sink_cases import batch, credential, sink_program, surroundings
+from splunk_double import Acknowledging
+from test_sink_kafka import cluster as kafka_cluster
+from test_sink_syslog import Server as SyslogServer
+from tls_certificates import authority
 
 from audit_operator.receiver.sinks import (
     EXTRAS,
     MODULES,
+    TAKEN,
     SecretFile,
     UnauthorizedError,
     UnknownSinkError,
@@ -140,9 +156,91 @@ DOCUMENTATION = (ROOT / "docs" / "sinks.md").read_text()
 EXAMPLES = [yaml.safe_load(text)["spec"] for text in re.findall(r"```yaml\n(.*?)```", DOCUMENTATION, re.DOTALL)]
 
 
+DOUBLES: dict[str, Callable[[], Any]] = {
+    "elasticsearch": Elasticsearch,
+    "splunk": lambda: Acknowledging(indexes=("kubernetes",)),
+    "loki": Loki,
+    "googleCloudLogging": GoogleCloudLogging,
+    "otlp": Otlp,
+    "objectStore": S3,
+    "cloudWatch": CloudWatch,
+}
+
+
+def merged(example: Any, ours: Any) -> Any:
+    """The example with what leads to our server in it."""
+    if isinstance(example, dict) and isinstance(ours, dict):
+        return example | {key: merged(example.get(key), value) for key, value in ours.items()}
+    return ours
+
+
+async def deliver(folder: Path, spec: dict[str, Any]) -> None:
+    """Make the sink, and deliver two events by it."""
+    sink = make(sink_program(folder / "credentials", **spec), surroundings(folder))
+    await sink.open()
+    assert await sink.deliver(batch(1, 2)) == TAKEN
+    await sink.close()
+
+
 @pytest.mark.parametrize("spec", EXAMPLES, ids=lambda spec: next(iter(spec)))
-def test_the_examples_in_the_documentation_work(spec: dict[str, Any], tmp_path: Path) -> None:
-    make(sink_program(**spec), surroundings(tmp_path))
+def test_the_examples_in_the_documentation_deliver(
+    spec: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    wanted = [item.audit_id for item in batch(1, 2).items]
+    (kind,) = spec.keys() & MODULES.keys()
+
+    async def by_http() -> None:
+        double = DOUBLES[kind]()
+        async with FaultyServer(double.answer) as server:
+            ours = {kind: double.spec(server.url, tmp_path), "tls": {"caBundle": server.ca}}
+            await deliver(tmp_path, merged(spec, ours))
+        assert double.taken == wanted
+
+    async def http() -> None:
+        async with FaultyServer(lambda _: Reply()) as server:
+            credential(tmp_path, "collector", "hmac", "k")
+            await deliver(tmp_path, merged(spec, {"http": {"url": server.url}, "tls": {"caBundle": server.ca}}))
+        assert [json.loads(line)["auditID"] for line in server.requests[0].body.splitlines()] == wanted
+
+    async def syslog() -> None:
+        async with SyslogServer(tmp_path, tls=True) as server:
+            ours = {"syslog": {"address": f"localhost:{server.port}"}, "tls": {"caBundle": authority().pem.decode()}}
+            await deliver(tmp_path, merged(spec, ours))
+            await server.has(2)
+        assert [json.loads(line[line.index(b"{") :])["auditID"] for line in server.messages()] == wanted
+
+    async def kafka(brokers: list[str]) -> None:
+        plain = {**spec, "kafka": {key: value for key, value in spec["kafka"].items() if key != "sasl"}}
+        await deliver(tmp_path, merged(plain, {"kafka": {"brokers": brokers, "transport": "Plaintext"}}))
+
+    async def local() -> None:
+        credential(tmp_path, "audit-signing", "key.pem", signing_key())
+        await deliver(tmp_path, spec)
+
+    match kind:
+        case "http":
+            asyncio.run(http())
+        case "syslog":
+            asyncio.run(syslog())
+        case "kafka":
+            with kafka_cluster() as brokers:
+                asyncio.run(kafka(brokers))
+        case "file" | "stdout":
+            asyncio.run(local())
+            files = [path.read_bytes() for path in (tmp_path / "files").rglob("*.log*") if path.is_file()]
+            written = b"".join([*files, capfd.readouterr().out.encode()])
+            if "encryption" not in spec.get("file", {}):
+                assert [json.loads(line)["auditID"] for line in written.splitlines()] == wanted
+            else:
+                assert any(file.startswith(b"age-encryption.org/v1") for file in files)
+                assert not any(name.encode() in written for name in wanted)
+        case _:
+            asyncio.run(by_http())
+
+
+def signing_key() -> str:
+    """An Ed25519 key, as openssl writes it."""
+    return Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
 
 
 def test_every_sink_has_an_example_and_a_section() -> None:

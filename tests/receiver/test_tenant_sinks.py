@@ -419,8 +419,27 @@ def test_a_file_that_is_no_credential_of_the_namespace_is_never_read(file: str, 
 
 
 def test_words_of_tenants_that_look_like_files_are_words(tmp_path: Path) -> None:
-    make(sink_program(loki={"url": "https://loki", "labels": {"file": "/etc/passwd"}}), surroundings(tmp_path))
-    make(sink_program(otlp={"url": "https://o", "resourceAttributes": {"file": "/x"}}), surroundings(tmp_path))
+    """They arrive as they were written, and nothing of what is in a file of that name."""
+    secret = tmp_path / "secret"
+    secret.write_text("only-the-receiver-could-read-this")
+
+    async def test() -> None:
+        async with FaultyServer(lambda _: Reply(204, b""), tls=False) as server:
+            for spec in (
+                {"loki": {"url": server.url, "labels": {"file": str(secret)}, "compression": "None"}},
+                {"otlp": {"url": server.url, "resourceAttributes": {"caFile": str(secret)}, "compression": "None"}},
+                {"http": {"url": server.url, "headers": [{"name": "File", "value": str(secret)}]}},
+            ):
+                sink = tenants_sink(tmp_path, LOOPBACK, **spec)
+                assert await outcome(sink) == ""
+                await sink.close()
+        for request in server.requests:
+            sent = request.body + str(request.headers).encode()
+            assert str(secret).encode() in sent
+            assert b"only-the-receiver" not in sent
+        assert len(server.requests) == 3
+
+    asyncio.run(test())
 
 
 def test_a_platforms_sink_goes_where_its_administrators_say(tmp_path: Path) -> None:

@@ -246,7 +246,7 @@ PIECES = [
     " ",
     "\n",
 ]
-ENOUGH = 0.05
+ENOUGH = 0.15
 """Seconds of a processor: so little that it is of no interest how it grows."""
 
 

@@ -11,7 +11,7 @@ import msgspec
 
 from audit_operator.render.apiserver import APISERVER
 from audit_operator.render.program import PolicyProgram, Program, SinkProgram
-from audit_operator.render.report import SinkStatus, Status
+from audit_operator.render.report import DELIVERING, IDLE, SinkStatus, Status
 from audit_operator.render.status import Condition, counted, false, not_observed, see_sink, true, under_way, whose
 from audit_operator.render.tenants import Refusal
 from audit_operator.render.world import Identity
@@ -98,7 +98,7 @@ def reported(answers: Iterable[Answer], program: Program, hash_: str, root_names
 def _sink(states: Sequence[tuple[Answer, SinkStatus]], name: str, now: datetime) -> Condition:
     """Delivering, of the sink ``name``, as every receiver sees it that has it."""
     dropping = [status for _, status in states if status.dropping]
-    failing = [status for _, status in states if status.state != _DELIVERING]
+    failing = [status for _, status in states if status.state not in (DELIVERING, IDLE)]
     worst = min(failing, key=_severity, default=None)
     why = f" because of this: {worst.message}" if worst is not None and worst.message else ""
     if dropping:

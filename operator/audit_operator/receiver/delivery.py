@@ -2,12 +2,25 @@
 
 With concurrency 1 a batch ends before the next begins, so a sink gets events in the order in which they came. Above 1
 batches are delivered side by side and the cursor follows the oldest of them.
+
+**What a failure is about.** A batch that the sink refuses (400, 413, 422) is halved. So is one that fails `_FAILURES`
+times in a way that one of its events may cause: an answer that is none, a connection closed without one, no answer in
+time, 5xx. An event that fails alone is a *suspect*: it may be the event, it may be the sink, and only another event can
+tell. So suspects wait, and what comes behind them is tried.
+
+* Something else is taken: suspects are tried again. What is refused again goes to quarantine. What fails again in
+  another way does so only after that has happened twice, and after it was not taken in another form either: with its
+  bodies as strings, without them.
+* There are `_ENOUGH` suspects, and nothing was taken meanwhile: no other event is touched, but for one at random in
+  each round, in case there is a run of bad ones at the front. If all were refused alike, the sink is `Misconfigured`:
+  all of them wait, and none goes to quarantine. If it has something else to say of each, it is about them, and they go.
 """
 
 import asyncio
 import contextlib
 import logging
 import random
+import re
 import time
 import traceback
 from collections import deque
@@ -17,11 +30,14 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Final, NamedTuple
 
-from audit_operator.receiver.formats import Formatter, as_recorded, formatter
+from msgspec import structs
+
+from audit_operator.receiver.formats import Formatter, as_recorded, formatter, without_bodies
 from audit_operator.receiver.journal import BLOCK_BYTES, Damage, Journal, Log, Position, Stored
 from audit_operator.receiver.metrics import Metrics, epoch
 from audit_operator.receiver.quarantine import LARGEST, FullError, Quarantine, refused
 from audit_operator.receiver.sinks import (
+    BLIND,
     Batch,
     Item,
     MisconfiguredError,
@@ -57,6 +73,17 @@ _TENANTS_PAUSE: Final = 30.0
 """Seconds, reached by doubling from 1, whatever the sink says: each repetition compresses and encrypts anew, and who
 asks for no wait must not have the processor.
 """
+
+_FAILURES: Final = 3
+"""Failures of a batch after which it is looked for an event that causes them."""
+
+_ENOUGH: Final = 16
+"""Events that fail alone, with none taken in between: as many as are needed to tell a sink that refuses everything from
+one that does not take some.
+"""
+
+_CONVICTIONS: Final = 2
+"""How often an event must fail, and others be taken right before it, for it to be the cause. 1 where it is refused."""
 
 _KINDS: Final = {
     UnauthorizedError: "Unauthorized",
@@ -98,7 +125,7 @@ class Condition:
 
 
 class _Work:
-    """A batch on its way: what of it is left, and where the log goes on after it."""
+    """A batch on its way, and where the log goes on after it."""
 
     __slots__ = ("after", "done", "items")
 
@@ -106,6 +133,73 @@ class _Work:
         self.items = items
         self.after = after
         self.done = False
+
+    def has(self, item: Item) -> bool:
+        """Whether the event is one of its."""
+        return self.items[0].sequence <= item.sequence <= self.items[-1].sequence
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(len(item.data) for item in self.items)
+
+
+@dataclass
+class _Suspect:
+    """An event that failed alone. ``passes``: how often the sink had taken something by then."""
+
+    item: Item
+    error: SinkError
+    passes: int
+    convictions: int = 0
+
+
+@dataclass
+class _Left:
+    """What is left of a batch: parts, the first to be delivered next, and suspects, in the order of the log.
+
+    ``failures``: how often the first part has failed in a way that an event may cause. ``halving``: one was looked for
+    already. ``attempt``: failures since something went forward.
+    """
+
+    parts: deque[list[Item]]
+    suspects: list[_Suspect] = field(default_factory=list)
+    failures: int = 0
+    halving: bool = False
+    attempt: int = 0
+
+
+_DIFFERENT_EACH_TIME: Final = re.compile("[0-9]+|[0-9a-f]{8,}+")
+"""What tells two answers apart that mean the same: numbers, names of requests."""
+
+
+def _kind(error: SinkError) -> str:
+    """The same for failures that are alike."""
+    return f"{type(error).__name__} {_DIFFERENT_EACH_TIME.sub('#', str(error))}"
+
+
+class _Lines:
+    """Log lines of one worker: one a minute for each reason, which says how many were left out before."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, tuple[float, int]] = {}
+
+    def say(self, level: int, reason: str, text: str, *arguments: object) -> None:
+        """``reason``: what lines have in common that say the same."""
+        if reason not in self._said and len(self._said) >= _REASONS:
+            reason = ""
+        last, left_out = self._said.get(reason, (-_MINUTE, 0))
+        now = time.monotonic()
+        if now - last < _MINUTE:
+            self._said[reason] = (last, left_out + 1)
+            return
+        self._said[reason] = (now, 0)
+        logger.log(level, f"{text}%s", *arguments, f" ({left_out} more such lines before)" if left_out else "")
+
+
+_MINUTE: Final = 60.0
+_REASONS: Final = 64
+"""Reasons that are told apart. A server may have as many as there are events."""
 
 
 class _LeavingError(Exception):
@@ -157,6 +251,10 @@ class Worker:
         self._draining = False
         self._leaving = asyncio.Event()
         self._stopping = asyncio.Event()
+        self._passes = 0
+        """How often the sink has taken something."""
+        self._passed = asyncio.Event()
+        self._lines = _Lines()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -245,8 +343,11 @@ class Worker:
 
     # --- batches ---
 
-    async def _next(self) -> _Work | None:
-        """The next batch: as soon as it is full, or its first event has waited long enough. None: drained."""
+    async def _next(self, *, now: bool = False) -> _Work | None:
+        """The next batch: as soon as it is full, or its first event has waited long enough. None: drained.
+
+        ``now``: what is there already; None: nothing.
+        """
         batch, buffer, form = self.program.batch, self._buffer, self._format
         items: list[Item] = []
         size, after = 0, self._read
@@ -256,9 +357,9 @@ class Worker:
             if self._leaving.is_set():
                 return None
             if not self._buffer and not await self._fill():
-                if items and (self._draining or (deadline is not None and time.monotonic() >= deadline)):
+                if items and (self._draining or now or (deadline is not None and time.monotonic() >= deadline)):
                     break
-                if self._draining:
+                if self._draining or now:
                     return None
                 wait = None if deadline is None else max(0.0, deadline - time.monotonic())
                 with contextlib.suppress(TimeoutError):
@@ -321,14 +422,18 @@ class Worker:
 
     async def _finish(self, sink: Sink, work: _Work) -> None:
         """Until no event of it is left."""
-        while not work.done:
+        works = [work]
+        while not all(each.done for each in works):
             try:
-                await self._deliver(sink, work.items)
-                work.done = True
+                await self._deliver(sink, works)
             except _LeavingError:
                 raise
             except Exception:
                 await self._after_bug("the batch is delivered again")
+        await self._follow()
+
+    async def _follow(self) -> None:
+        """The cursor follows the oldest batch that is not done."""
         position = None
         while self._works and self._works[0].done:
             position = self._works.popleft().after
@@ -349,42 +454,166 @@ class Worker:
             else:
                 return
 
-    async def _deliver(self, sink: Sink, items: list[Item]) -> None:
-        """Repeat, and halve, until every item is taken or refused; the first half is done before the other."""
-        halves = deque([items])
-        attempt = 0
-        while halves:
-            part = halves[0]
-            retry_after: float | None = None
-            try:
-                result = await self._attempt(sink, part)
-            except RefusedError as error:
-                halves.popleft()
-                if len(part) == 1:
-                    await self._refuse(part, [str(error)])
-                else:
-                    middle = len(part) // 2
-                    halves.extendleft((part[middle:], part[:middle]))
-                attempt = 0
-                continue
-            except SinkError as error:
-                retry_after = error.retry_after
-                self._say(_KINDS.get(type(error), "Unreachable"), str(error))
+    async def _deliver(self, sink: Sink, works: list[_Work]) -> None:
+        """Until every item is taken or refused. See the module. Further batches may come to ``works``."""
+        left = _Left(deque(work.items for work in works if not work.done))
+        while left.parts or left.suspects:
+            if any(self._passes > suspect.passes for suspect in left.suspects):
+                await self._judge(sink, left)
+            elif left.suspects and (not left.parts or len(left.suspects) >= _ENOUGH):
+                await self._look_further(sink, works, left)
             else:
-                halves.popleft()
-                left = await self._settle(part, result)
-                if not left:
-                    attempt = 0
-                    continue
-                halves.appendleft(left)
-                retry_after = result.retry_after
-                self._say("Throttled" if retry_after else "Unreachable", result.reason or "not all events were taken")
-                if len(left) < len(part):
-                    attempt = 0
-            self._metrics.retried.labels(self.name).inc(len(halves[0]))
-            self.condition.retried += len(halves[0])
-            await self._pause(attempt, retry_after)
-            attempt += 1
+                await self._forward(sink, left)
+        for work in works:
+            work.done = True
+
+    async def _forward(self, sink: Sink, left: _Left) -> None:
+        """One delivery of the first part."""
+        part = left.parts.popleft()
+        rest, error = await self._try(sink, part)
+        if len(rest) < len(part):
+            left.failures, left.attempt = 0, 0
+        if error is None:
+            return
+        if isinstance(error, RefusedError):
+            self._halve(left, rest, error)
+            return
+        # Alike or not: a server that an event ends resets connections, closes them, and refuses them while it starts.
+        left.failures += error.sent
+        if error.sent and (left.halving or left.failures >= _FAILURES):
+            left.halving = True
+            self._halve(left, rest, error)
+            if len(rest) == 1:
+                return  # whether it is this one, the next will tell
+        else:
+            left.parts.appendleft(rest)
+        await self._again(left, error, len(rest))
+
+    def _halve(self, left: _Left, part: list[Item], error: SinkError) -> None:
+        left.failures, left.attempt = 0, 0
+        if len(part) == 1:
+            left.suspects.append(_Suspect(part[0], error, self._passes))
+            return
+        middle = len(part) // 2
+        left.parts.extendleft((part[middle:], part[:middle]))
+
+    async def _judge(self, sink: Sink, left: _Left) -> None:
+        """Something was taken since some failed: what of these fails again is itself the cause."""
+        undecided: list[_Suspect] = []
+        while left.suspects:
+            suspect = left.suspects.pop(0)
+            if self._passes <= suspect.passes:
+                undecided.append(suspect)
+                continue
+            before = self._passes
+            _, error = await self._try(sink, [suspect.item])
+            if error is None:
+                continue
+            if not (error.sent or isinstance(error, RefusedError)):
+                # That says nothing about the event: all of them are in their places again.
+                back = [*undecided, suspect, *left.suspects]
+                left.suspects = []
+                left.parts.extendleft([one.item] for one in reversed(back))
+                await self._again(left, error, 1)
+                return
+            suspect.error, suspect.passes = error, before  # what others delivered meanwhile counts
+            suspect.convictions += 1
+            if isinstance(error, RefusedError):
+                await self._refuse([suspect.item], [str(error)])
+            elif suspect.convictions < _CONVICTIONS:
+                undecided.append(suspect)
+            elif not await self._otherwise(sink, suspect.item):
+                await self._refuse([suspect.item], [f"{error}; that is so for this event alone, others are taken"])
+        left.suspects = undecided
+
+    async def _otherwise(self, sink: Sink, item: Item) -> bool:
+        """Whether the event is taken in another form."""
+        for name, data in self._other_forms(item):
+            _, error = await self._try(sink, [structs.replace(item, data=data)])
+            if error is None:
+                self._lines.say(
+                    logging.WARNING, f"form {name}", "%s: an event that it does not take as it is was delivered %s",
+                    self.name, name,
+                )  # fmt: skip
+                return True
+        return False
+
+    def _other_forms(self, item: Item) -> list[tuple[str, bytes]]:
+        as_strings = formatter(
+            structs.replace(self.program, format={**self.program.format, "bodies": "String"}), self.surroundings.cluster
+        )
+        smaller = without_bodies(item.audit, "the sink does not take it")
+        forms = [
+            ("with its bodies as strings", as_strings(item.audit)),
+            ("without its bodies", self._format(smaller)),
+        ]
+        return [(name, data) for name, data in forms if data != item.data]
+
+    async def _look_further(self, sink: Sink, works: list[_Work], left: _Left) -> None:
+        """Nothing was taken since some failed: look for something that is."""
+        if await self._more(works, left) and len(left.suspects) < _ENOUGH:
+            return
+        kinds = {_kind(suspect.error) for suspect in left.suspects}
+        refused = all(isinstance(suspect.error, RefusedError) for suspect in left.suspects)
+        if refused and len(left.suspects) >= _ENOUGH and len(kinds) > 1:
+            suspects, left.suspects = left.suspects, []
+            await self._refuse([one.item for one in suspects], [str(one.error) for one in suspects])
+            return
+        self._passed.clear()
+        first = left.suspects[0]
+        _, error = await self._try(sink, [first.item])
+        if error is None:
+            left.suspects.pop(0)
+            left.attempt = 0
+            return
+        first.error = error
+        if left.parts:
+            (part,) = random.choices(left.parts, [len(part) for part in left.parts])  # noqa: S311
+            one = random.choice(part)  # noqa: S311
+            _, other = await self._try(sink, [one])
+            if other is None:
+                rest = ([item for item in part if item is not one] for part in left.parts)
+                left.parts = deque(part for part in rest if part)
+                return
+        await self._again(left, error, len(left.suspects), arrivals=not left.parts)
+
+    async def _more(self, works: list[_Work], left: _Left) -> bool:
+        """Whether there was another batch that may be in the memory with these."""
+        if self.program.concurrency > 1:
+            return False  # others are on their way
+        if not left.parts:
+            for work in works:
+                work.done = not any(work.has(suspect.item) for suspect in left.suspects)
+            await self._follow()
+        if sum(work.size for work in works if not work.done) > self.in_flight // 2:
+            return False
+        following = await self._next(now=True)
+        if following is None:
+            return False
+        self._works.append(following)
+        works.append(following)
+        left.parts.append(following.items)
+        return True
+
+    async def _again(self, left: _Left, error: SinkError, count: int, *, arrivals: bool = False) -> None:
+        """Say it, and wait. ``arrivals``: see `_pause`."""
+        if isinstance(error, RefusedError):
+            self._say("Misconfigured", f"{error}; it has taken nothing else since, so what it refuses waits")
+        else:
+            self._say(_KINDS.get(type(error), "Unreachable"), str(error))
+        self._metrics.retried.labels(self.name).inc(count)
+        self.condition.retried += count
+        await self._pause(left.attempt, error.retry_after, arrivals=arrivals)
+        left.attempt += 1
+
+    async def _try(self, sink: Sink, part: list[Item]) -> tuple[list[Item], SinkError | None]:
+        """One delivery: what is left, and why."""
+        try:
+            result = await self._attempt(sink, part)
+        except SinkError as error:
+            error.sent = error.sent and self.program.type not in BLIND
+            return part, error
+        return await self._settle(part, result)
 
     async def _attempt(self, sink: Sink, items: list[Item]) -> Result:
         batch = Batch(self.surroundings.cluster, items, sum(len(item.data) for item in items))
@@ -403,27 +632,43 @@ class Worker:
             raise
         except TimeoutError as error:
             _let_go(error)
-            raise UnreachableError(f"no answer within {self.program.timeout:g} s") from None
+            raise UnreachableError(f"no answer within {self.program.timeout:g} s", sent=True) from None
         except Exception as error:
             logger.exception("%s: a bug in the sink, the delivery is repeated", self.name)
             _let_go(error)
-            raise UnreachableError(f"this is a bug in audit-operator: {type(error).__name__}") from error
+            raise UnreachableError(f"this is a bug in audit-operator: {type(error).__name__}", sent=True) from error
 
-    async def _settle(self, items: list[Item], result: Result) -> list[Item]:
-        """What is left of them."""
-        if result.refused:
-            await self._refuse([items[each.at] for each in result.refused], [each.reason for each in result.refused])
-        again = {each for each in result.retry if 0 <= each < len(items)}
+    async def _settle(self, items: list[Item], result: Result) -> tuple[list[Item], SinkError | None]:
+        """What is left of them, and why."""
+        again = {at for at in result.retry if 0 <= at < len(items)}
         gone = again | {each.at for each in result.refused}
         taken = [item for at, item in enumerate(items) if at not in gone] if gone else items
         if taken:
+            self._passes += 1
+            self._passed.set()
             self.condition.delivered += len(taken)
             self._metrics.delivered.labels(self.name).inc(len(taken))
             self._metrics.latency.observe(self.name, [item.timestamp for item in taken], time.time())
+        refused = list(result.refused)
+        doubtful = [each for each in refused if not each.certain]
+        alike: SinkError | None = None
+        if doubtful and not taken and len({_kind(RefusedError(each.reason)) for each in doubtful}) == 1:
+            # Each alone, as for a refusal of the batch: it may be the sink.
+            alike = RefusedError(doubtful[0].reason)
+            refused = [each for each in refused if each.certain]
+            again |= {each.at for each in doubtful}
+        if refused:
+            await self._refuse([items[each.at] for each in refused], [each.reason for each in refused])
         left = [item for at, item in enumerate(items) if at in again]
-        if not left and self.condition.well():
-            logger.info("%s: delivering again", self.name)
-        return left
+        if not left:
+            if taken and self.condition.well():
+                self._lines.say(logging.INFO, "well", "%s: delivering again", self.name)
+            return left, None
+        if alike is not None and not result.retry:
+            return left, alike
+        reason = result.reason or "not all events were taken"
+        kind = ThrottledError if result.retry_after else UnreachableError
+        return left, kind(reason, retry_after=result.retry_after, sent=result.sent)
 
     async def _refuse(self, items: list[Item], reasons: list[str]) -> None:
         """To quarantine. As long as that has no room the sink waits: nothing goes without having been looked at."""
@@ -441,7 +686,10 @@ class Worker:
                 break
         self.condition.dead_lettered += len(held)
         self._metrics.dead_lettered.labels(self.name).inc(len(held))
-        logger.warning("%s refused %d events for good, they are in quarantine: %s", self.name, len(held), reasons[0])
+        self._lines.say(
+            logging.WARNING, f"refused {_kind(RefusedError(reasons[0]))}",
+            "%s refused %d events for good, they are in quarantine: %s", self.name, len(held), reasons[0],
+        )  # fmt: skip
 
     async def _until_it_works(self, open_: Callable[[], Awaitable[None]]) -> None:
         async def call() -> Result:
@@ -459,22 +707,33 @@ class Worker:
             else:
                 return
 
-    async def _pause(self, attempt: int, retry_after: float | None) -> None:
-        """Doubled each time, with jitter so that receivers do not come back all at once; at least what is asked for."""
+    async def _pause(self, attempt: int, retry_after: float | None, *, arrivals: bool = False) -> None:
+        """Doubled each time, with jitter so that receivers do not come back all at once; at least what is asked for.
+
+        ``arrivals``: no longer than until there are more events, or some were taken.
+        """
         program = self.program
         longest = min(program.initial_backoff * 2 ** min(attempt, 30), program.max_backoff)
         if self.surroundings.tenant:
             longest = max(longest, min(2.0 ** min(attempt, 30), _TENANTS_PAUSE))
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(longest * random.uniform(0.5, 1.0), retry_after or 0.0)):  # noqa: S311
-                await self._leaving.wait()
+        seconds = max(longest * random.uniform(0.5, 1.0), retry_after or 0.0)  # noqa: S311
+        news = self._passed if self.program.concurrency > 1 else self._log.arrived
+        events = [self._leaving, *([news] if arrivals and not retry_after else ())]
+        waits = [asyncio.ensure_future(event.wait()) for event in events]
+        try:
+            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
         if self._leaving.is_set():
             raise _LeavingError
 
     def _say(self, error: str, message: str) -> None:
         self._metrics.errors.labels(self.name, error).inc()
         if self.condition.failed(error, message):
-            logger.warning("%s: %s: %s; repeated until it passes", self.name, error, message)
+            self._lines.say(
+                logging.WARNING, error, "%s: %s: %s; repeated until it passes", self.name, error, message
+            )  # fmt: skip
 
     @property
     def oldest_age(self) -> float:

@@ -66,14 +66,14 @@ OMITTED: Final = "audit-operator.dev/omitted"
 """The annotation of an event whose bodies were left out."""
 
 
-def without_bodies(event: bytes) -> bytes:
+def without_bodies(event: bytes, why: str = "too large for the sink") -> bytes:
     """An event of the journal without its bodies, and with an annotation that says so: for sinks with a limit."""
     members = fields(event)
     found = [name for name in _BODIES if members.pop(name, None) is not None]
     if not found:
         return event
     annotations = _value(members, "annotations", dict[str, Raw], {})
-    annotations[OMITTED] = Raw(msgspec.json.encode(f"{', '.join(found)}: too large for the sink"))
+    annotations[OMITTED] = Raw(msgspec.json.encode(f"{', '.join(found)}: {why}"))
     members["annotations"] = Raw(msgspec.json.encode(annotations))
     return msgspec.json.encode(members)
 

@@ -6,7 +6,7 @@ from typing import Final
 from msgspec import structs
 
 from audit_operator.receiver.certificates import Certificates
-from audit_operator.receiver.delivery import Worker
+from audit_operator.receiver.delivery import Condition, Worker
 from audit_operator.receiver.intake import Intake, Limited
 from audit_operator.receiver.journal import Log
 from audit_operator.receiver.programs import Programs
@@ -14,7 +14,7 @@ from audit_operator.receiver.quarantine import MALFORMED, Quarantine
 from audit_operator.receiver.running import Running
 from audit_operator.receiver.shares import name_of, of_a_tenant
 from audit_operator.render.program import Program, SinkProgram
-from audit_operator.render.report import SCHEMA, ProgramStatus, SinkStatus, Status
+from audit_operator.render.report import DELIVERING, IDLE, SCHEMA, ProgramStatus, SinkStatus, Status
 
 
 def status(receiver: str, running: Running, programs: Programs, certificates: Certificates, intake: Intake) -> Status:
@@ -56,7 +56,7 @@ def _sink(name: str, kind: str, worker: Worker | None, log: Log, *, dropped: int
     return SinkStatus(
         name=name,
         type=kind,
-        state=(condition.error if condition else "") or "Delivering",
+        state=_state(condition),
         message=condition.message if condition else "",
         since=condition.since if condition else 0.0,
         last_delivery=condition.last_delivery if condition else None,
@@ -71,6 +71,13 @@ def _sink(name: str, kind: str, worker: Worker | None, log: Log, *, dropped: int
         damaged=(condition.damaged if condition else 0),
         dropping=full,
     )
+
+
+def _state(condition: Condition | None) -> str:
+    """In a word. Nothing is said to deliver that has never taken anything."""
+    if condition is None or not (condition.error or condition.delivered):
+        return IDLE
+    return condition.error or DELIVERING
 
 
 _LATELY: Final = 60.0

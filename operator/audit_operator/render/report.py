@@ -21,6 +21,10 @@ CLIENTS_SCHEMA: Final = "clients.receiver.audit-operator.dev/v1"
 PROGRAM_PATH: Final = "/program"
 STATUS_PATH: Final = "/status"
 
+DELIVERING: Final = "Delivering"
+IDLE: Final = "Idle"
+"""States of a sink that is well."""
+
 SCHEMA: Final = "status.receiver.audit-operator.dev/v1"
 
 
@@ -76,12 +80,13 @@ class ProgramStatus(_Wire, frozen=True):
 class SinkStatus(_Wire, frozen=True):
     """One sink of the program.
 
-    ``state``: Delivering; Unreachable, Unauthorized, Throttled, Misconfigured, QuarantineFull or JournalError, since
-    ``since`` (seconds since the epoch), with ``message`` for a person. ``backlog_bytes`` of ``share_bytes`` wait in the
-    journal, the oldest for ``oldest_seconds``. Counters are since the start of the receiver: ``dropped`` never reached
-    the journal because the share was used up or, ``limited`` of them, because a tenant's policies ask for too many a
-    second; ``dead_lettered`` the sink refused for good, ``damaged`` could not be read back. ``dropping``: the share is
-    used up now. ``limiting``: some were too many a moment ago. ``why_dropping``: either, as a sentence.
+    ``state``: Delivering; Idle, as long as nothing was delivered; Unreachable, Unauthorized, Throttled, Misconfigured,
+    QuarantineFull or JournalError, since ``since`` (seconds since the epoch), with ``message`` for a person.
+    ``backlog_bytes`` of ``share_bytes`` wait in the journal, the oldest for ``oldest_seconds``. Counters are since the
+    start of the receiver: ``dropped`` never reached the journal because the share was used up or, ``limited`` of them,
+    because a tenant's policies ask for too many a second; ``dead_lettered`` the sink refused for good, ``damaged``
+    could not be read back. ``dropping``: the share is used up now. ``limiting``: some were too many a moment ago.
+    ``why_dropping``: either, as a sentence.
     """
 
     name: str

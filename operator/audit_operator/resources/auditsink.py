@@ -188,16 +188,29 @@ class Tls(Model):
 _CREDENTIAL_HEADERS: Final = "(?i)^((proxy-)?authorization|cookie|(x-)?(api-key|auth-token))$"
 
 
+OUR_HEADERS: Final = (
+    "(?i)^(accept-encoding|connection|content-encoding|content-length|expect|host|http2-settings|idempotency-key"
+    "|keep-alive|proxy-authenticate|proxy-authorization|proxy-connection|te|trailer|transfer-encoding|upgrade)$"
+)
+"""What tells where a request ends, how its body is packed, what a repetition is, and what belongs to one connection."""
+
+HeaderName = Annotated[
+    str,
+    Field(min_length=1, max_length=128, pattern=grammar("^[A-Za-z0-9-]+$", "a header name: letters, digits and -")),
+    CelRule(
+        rule=f"!self.matches('{OUR_HEADERS}')",
+        message="the receiver writes this header itself, since the end of a request, its connection or its "
+        "repetition depend on it; leave it out",
+        holds=lambda name: re.search(OUR_HEADERS, name) is None,
+    ),
+]
+"""A header that users may set."""
+
+
 class Header(Model):
     """An HTTP header, with a value that anybody may read or one that is a credential."""
 
-    name: str = Field(
-        min_length=1,
-        max_length=128,
-        pattern=grammar("^[A-Za-z0-9-]+$", "a header name: letters, digits and -"),
-        description="Header name.",
-        examples=["X-API-Key"],
-    )
+    name: HeaderName = Field(description="Header name.", examples=["X-API-Key"])
     value: str | None = Field(
         None,
         max_length=1024,
@@ -219,6 +232,14 @@ class Header(Model):
 
 
 Headers = Annotated[tuple[Header, ...], Field(max_length=16), ListMap("name")]
+
+_AUTHORIZATION: Final = "(?i)^authorization$"
+_ONE_AUTHORIZATION: Final = CelRule(
+    rule=f"!has(self.auth) || !has(self.headers) || self.headers.all(h, !h.name.matches('{_AUTHORIZATION}'))",
+    message="auth and a header Authorization exclude each other: keep one of them",
+    holds=lambda self: self.auth is None or all(re.search(_AUTHORIZATION, h.name) is None for h in self.headers),
+    field=".headers",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -666,6 +687,8 @@ class Otlp(SinkType):
     auth: HttpAuth | None = Field(None, description="Who we are.")
     compression: Literal["None", "gzip"] = Field("gzip", description="Compression of requests.")
 
+    cel_rules: ClassVar[tuple[CelRule, ...]] = (_ONE_AUTHORIZATION,)
+
 
 _RSYSLOGS_FRAME: Final = 199_000
 """Bytes of a message that fit into a frame of rsyslog's, as it is set."""
@@ -712,6 +735,9 @@ class Syslog(SinkType):
     encrypted: ClassVar[Encryption] = BY_TRANSPORT
 
 
+_TAKEN_HEADERS: Final = "(?i)^(authorization|content-type|user-agent)$"
+
+
 class Signature(Model):
     """Proof that a request is ours, unchanged and new.
 
@@ -719,13 +745,14 @@ class Signature(Model):
     """
 
     secret: SecretKeyReference = Field(description="The key of the HMAC.")
-    header: str = Field(
-        "X-Audit-Signature",
-        min_length=1,
-        max_length=128,
-        pattern=grammar("^[A-Za-z0-9-]+$", "a header name: letters, digits and -"),
-        description="Header that carries it.",
-    )
+    header: Annotated[
+        HeaderName,
+        CelRule(
+            rule=f"!self.matches('{_TAKEN_HEADERS}')",
+            message="this header has another meaning; name one of your own",
+            holds=lambda name: re.search(_TAKEN_HEADERS, name) is None,
+        ),
+    ] = Field("X-Audit-Signature", description="Header that carries it.")
 
 
 class Http(SinkType):
@@ -741,6 +768,20 @@ class Http(SinkType):
     auth: HttpAuth | None = Field(None, description="Who we are.")
     signature: Signature | None = Field(None, description="Sign requests.")
     compression: Literal["None", "gzip", "zstd"] = Field("None", description="Compression of requests.")
+
+    cel_rules: ClassVar[tuple[CelRule, ...]] = (
+        _ONE_AUTHORIZATION,
+        CelRule(
+            rule="!has(self.signature) || !has(self.headers) || "
+            "self.headers.all(h, !h.name.matches('(?i)^' + self.signature.header + '$'))",
+            message="a header is named as that of the signature; name one of them otherwise",
+            holds=lambda self: (
+                self.signature is None
+                or all(header.name.lower() != self.signature.header.lower() for header in self.headers)
+            ),
+            field=".headers",
+        ),
+    )
 
 
 class FileRotation(Model):

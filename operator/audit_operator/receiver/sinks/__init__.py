@@ -57,6 +57,9 @@ MODULES: Final[Mapping[str, str]] = {
 }
 """Sink type, as in the program -> module in this folder."""
 
+BLIND: Final = frozenset({"objectStore", "file", "stdout"})
+"""Sink types that store bytes, whatever they are: no failure is about one event among others."""
+
 EXTRAS: Final[Mapping[str, str]] = {
     "elasticsearch": "elasticsearch",
     "file": "age",
@@ -122,10 +125,15 @@ class Batch:
 
 
 class Refusal(NamedTuple):
-    """Why the sink will never take the event at this index: a line for a person, without the event's content."""
+    """Why the sink will never take the event at this index: a line for a person, without the event's content.
+
+    ``certain``: it is about the event, whatever becomes of others. If not, and all are refused alike, it may be about
+    the sink.
+    """
 
     at: int
     reason: str
+    certain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,13 +141,15 @@ class Result:
     """What became of a batch: items named neither in ``retry`` nor in ``refused`` are taken, for good.
 
     ``retry``: indices to deliver again, no earlier than ``retry_after`` seconds from now if that is given.
-    ``refused``: never to be delivered again; they go to quarantine. ``reason``: why ``retry`` is not empty.
+    ``refused``: never to be delivered again; they go to quarantine. ``reason``: why ``retry`` is not empty. ``sent``:
+    as for SinkError.
     """
 
     retry: Sequence[int] = ()
     refused: Sequence[Refusal] = ()
     retry_after: float | None = None
     reason: str = ""
+    sent: bool = False
 
 
 TAKEN: Final = Result()
@@ -197,7 +207,7 @@ class MisconfiguredError(SinkError):
 
 class RefusedError(SinkError):
     """The sink will not take this batch: HTTP 400, 422. Halved until the events that cause it are found, and only
-    those go to quarantine.
+    those go to quarantine; none if it takes no other either.
     """
 
 

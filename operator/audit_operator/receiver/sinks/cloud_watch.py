@@ -127,7 +127,11 @@ class CloudWatch:
             if len(data) + _OVERHEAD > _MOST_BYTES:
                 data = self._formatted(without_bodies(item.audit))
             if len(data) + _OVERHEAD > _MOST_BYTES:
-                refused.append(Refusal(at, "is larger than 1 MiB, which is what CloudWatch takes, even without bodies"))
+                refused.append(
+                    Refusal(
+                        at, "is larger than 1 MiB, which is what CloudWatch takes, even without bodies", certain=True
+                    )
+                )
                 continue
             text = data.decode(errors="replace")
             entries.append(_Entry(at, nanoseconds(item.timestamp) // 10**6, text, len(data) + _OVERHEAD))
@@ -215,7 +219,7 @@ def _checked(answer: Answer, operation: str) -> _Said:
     error = error_of(answer)
     if error is None:
         if said is None:
-            raise UnreachableError(f"HTTP {answer.status}, but no answer of CloudWatch Logs")
+            raise UnreachableError(f"HTTP {answer.status}, but no answer of CloudWatch Logs", sent=True)
         return said
     kind = ((said.kind if said else None) or "").rpartition("#")[2]
     if kind in _TAKEN_BEFORE:
@@ -239,7 +243,7 @@ def _rejected(said: _Said, part: Sequence[_Entry]) -> list[Refusal]:
     new = len(part) if info.too_new_log_event_start_index is None else info.too_new_log_event_start_index
     for place, entry in enumerate(part):
         if place < old:
-            refused.append(Refusal(entry.at, "is older than 14 days or the log group's retention"))
+            refused.append(Refusal(entry.at, "is older than 14 days or the log group's retention", certain=True))
         elif place >= new:
-            refused.append(Refusal(entry.at, "is more than 2 hours in the future"))
+            refused.append(Refusal(entry.at, "is more than 2 hours in the future", certain=True))
     return refused

@@ -235,10 +235,10 @@ def _result(body: bytes, count: int) -> Result:
     """What became of the documents. Raises SinkError where it is the same for all and passes."""
     answer = decoded(_answer, body) or decoded(_other_answer, body)
     if answer is None:
-        raise UnreachableError("HTTP 200, but no answer of a bulk request; is this Elasticsearch?")
+        raise UnreachableError("HTTP 200, but no answer of a bulk request; is this Elasticsearch?", sent=True)
     outcomes = [item.outcome for item in answer.items]
     if len(outcomes) != count:
-        raise UnreachableError(f"the answer is about {len(outcomes)} documents of {count}")
+        raise UnreachableError(f"the answer is about {len(outcomes)} documents of {count}", sent=True)
     if not answer.errors:
         return TAKEN
     retry: dict[int, SinkError] = {}
@@ -256,14 +256,16 @@ def _result(body: bytes, count: int) -> Result:
     first = next(iter(retry.values()))
     if len(retry) == count and all(type(error) is type(first) for error in retry.values()):
         raise first
-    return Result(retry=list(retry), refused=refused, reason=str(first))
+    return Result(
+        retry=list(retry), refused=refused, reason=str(first), sent=any(error.sent for error in retry.values())
+    )
 
 
 def _passing(outcome: _Outcome) -> SinkError | None:
     """What keeps a document out for now; None: it is the document itself."""
     status, cause = outcome.status, outcome.error or _Cause()
     if status == 429 or status >= 500:
-        return UnreachableError(_told(outcome))
+        return UnreachableError(_told(outcome), sent=status >= 500)
     if status in (401, 403):
         # 403 is also a cluster_block_exception: an index is read-only, as on a full disk.
         return UnauthorizedError(_told(outcome))

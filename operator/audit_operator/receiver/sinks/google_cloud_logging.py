@@ -106,8 +106,8 @@ class GoogleCloudLogging:
             if isinstance(error, RefusedError):
                 raise _of_request(error, answer)
             raise error
-        if answer.body.lstrip()[:1] != b"{":
-            raise UnreachableError(f"HTTP {answer.status}, but no answer of the logging API")
+        if answer.body.lstrip()[:1] not in (b"", b"{"):
+            raise UnreachableError(f"HTTP {answer.status}, but no answer of the logging API", sent=True)
         return TAKEN
 
     async def close(self) -> None:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from audit_operator.receiver.compression import Compression
 from audit_operator.receiver.sinks import TAKEN, Batch, Result, SecretFile, Settings, Surroundings, secret, settings
-from audit_operator.receiver.sinks.web import Client, Header, HttpAuth, error_of
+from audit_operator.receiver.sinks.web import Client, Header, HttpAuth, error_of, not_ours
 from audit_operator.render.program import SinkProgram
 
 _Encoding = Literal["NDJSON", "JSONArray", "EventList"]
@@ -35,6 +35,8 @@ class _Http(Settings, frozen=True):
 def make(program: SinkProgram, surroundings: Surroundings) -> "Http":
     """See `Sink`."""
     given = settings(program, _Http)
+    if given.signature is not None:
+        not_ours(program, given.signature.header)
     client = Client(program, surroundings, auth=given.auth, headers=given.headers, compression=given.compression)
     return Http(given, client)
 

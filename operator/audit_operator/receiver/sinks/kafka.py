@@ -99,7 +99,9 @@ class Kafka:
             value = self._value(item)
             if value is None:
                 limit = self._given.max_message_bytes
-                refused.append(Refusal(at, f"is larger than maxMessageBytes ({limit}) even without bodies"))
+                refused.append(
+                    Refusal(at, f"is larger than maxMessageBytes ({limit}) even without bodies", certain=True)
+                )
                 continue
             key = None if self._given.key is None else value_of(item.event, self._given.key) or None
             messages[at] = (value, key, name, nanoseconds(item.timestamp) // 10**6)

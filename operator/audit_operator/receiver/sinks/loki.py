@@ -151,8 +151,8 @@ _LIMITS: Final = re.compile(rb"no org id|label names?|structured metadata|max_la
 
 def _error(answer: Answer) -> SinkError | None:
     error = error_of(answer)
-    if error is None and answer.status != 204:
-        return UnreachableError(f"HTTP {answer.status}, but 204 is what Loki answers; is this Loki?")
+    if error is None and answer.body:
+        return UnreachableError(f"HTTP {answer.status} with a text, but Loki answers 204; is this Loki?", sent=True)
     if answer.status == 400:
         # The text quotes labels and times, and no event.
         if _LIMITS.search(answer.body) and not _late(answer):

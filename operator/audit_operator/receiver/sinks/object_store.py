@@ -369,7 +369,7 @@ class _S3Store:
                 raise MisconfiguredError(str(error))
             raise error
         if "ETag" not in answer.headers:
-            raise UnreachableError(f"HTTP {answer.status}, but no answer of S3")
+            raise UnreachableError(f"HTTP {answer.status}, but no answer of S3", sent=True)
 
     async def close(self) -> None:
         self._signer.stop()

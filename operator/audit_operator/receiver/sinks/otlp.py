@@ -107,7 +107,7 @@ class Otlp:
                 pass
             else:
                 return response.partial_success.rejected_log_records, response.partial_success.error_message
-        raise UnreachableError(f"HTTP {answer.status}, but no answer of OTLP; is this its address?")
+        raise UnreachableError(f"HTTP {answer.status}, but no answer of OTLP; is this its address?", sent=True)
 
 
 class _Partial(msgspec.Struct, rename="camel"):

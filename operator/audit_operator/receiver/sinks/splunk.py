@@ -19,6 +19,7 @@ from audit_operator.receiver.sinks import (
     TAKEN,
     Batch,
     MisconfiguredError,
+    RefusedError,
     Result,
     SecretFile,
     Settings,
@@ -54,11 +55,14 @@ def make(program: SinkProgram, surroundings: Surroundings) -> "Splunk":
         "sourcetype": given.sourcetype,
         **({} if given.index is None else {"index": given.index}),
     }
-    return Splunk(given, constants, Client(program, surroundings, compression=given.compression))
+    client = Client(program, surroundings, compression=given.compression)
+    return Splunk(given, constants, client, program.timeout * _OF_THE_TIMEOUT)
 
 
 _POLLS: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
-"""Seconds between questions about an acknowledgement; then the last one over and over, until the worker's timeout."""
+"""Seconds between questions about an acknowledgement; then the last one over and over, for most of the timeout."""
+_OF_THE_TIMEOUT: Final = 0.9
+"""After which it is said that no indexer has the events yet. That is no failure that an event may be the cause of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +79,21 @@ class _Sent:
 
 
 class Splunk:
-    """Requests to one collector. ``constants``: metadata that all events share."""
+    """Requests to one collector. ``constants``: metadata that all events share. ``patience``: seconds in which a
+    delivery asks for an acknowledgement.
+    """
 
-    def __init__(self, given: _Splunk, constants: dict[str, str], client: Client) -> None:
+    def __init__(self, given: _Splunk, constants: dict[str, str], client: Client, patience: float) -> None:
         self._given = given
         self._constants = constants
         self._client = client
         self._base = f"{given.url.rstrip('/')}/services/collector"
+        self._patience = patience
         self._waiting: dict[bytes, _Sent] = {}
+        self._acknowledges = False
+        """Whether the collector has said so, and nothing else since."""
+        self._unanswered: set[bytes] = set()
+        """What it took without a number. That is never sent again, unless acknowledgement was off and is on now."""
 
     async def open(self) -> None:
         """Nothing to do: the first delivery connects."""
@@ -101,30 +112,59 @@ class Splunk:
 
     async def _acknowledged(self, batch: Batch) -> None:
         """After a timeout the same events are asked about, not sent, again; after too long they are sent again."""
+        begun = time.monotonic()
         events = hashlib.blake2b("".join(batch.ids()).encode(), digest_size=16).digest()
         sent = self._waiting.pop(events, None)
         if sent is None or time.monotonic() - sent.since > _PATIENCE:
+            await self._can_acknowledge()
+            if events in self._unanswered:
+                raise MisconfiguredError(_NO_NUMBER)
             channel = str(uuid.uuid4())
             said = _checked(await self._send("/event", self._body(batch), channel))
             if said.ack_id is None:
-                raise MisconfiguredError("the collector gives no acknowledgement; turn it on for the token")
+                self._acknowledges = False
+                self._unanswered.add(events)
+                raise MisconfiguredError(_NO_NUMBER)
             sent = _Sent(channel, said.ack_id, time.monotonic())
         try:
-            await self._answered(sent)
+            acknowledged = await self._answered(sent, begun + self._patience)
         except asyncio.CancelledError:
             self._remember(events, sent)
             raise
+        if not acknowledged:
+            self._remember(events, sent)
+            raise UnreachableError("no indexer has acknowledged the events yet")
 
-    async def _answered(self, sent: _Sent) -> None:
-        """Ask until an indexer has the events. Raises SinkError: the collector may know nothing of them any more."""
+    async def _can_acknowledge(self) -> None:
+        """Ask before anything is sent: what a collector takes without acknowledging it would be sent over and over.
+        Raises SinkError.
+        """
+        if self._acknowledges:
+            return
+        try:
+            said = _checked(await self._send("/ack", b'{"acks":[0]}', str(uuid.uuid4())))
+        except (MisconfiguredError, RefusedError) as error:
+            self._unanswered.clear()  # it is off; what was taken without a number will have one once it is on
+            raise MisconfiguredError(f"{_NO_NUMBER} ({error})") from None
+        if said.acks is None:
+            raise MisconfiguredError(_NO_NUMBER)
+        self._acknowledges = True
+
+    async def _answered(self, sent: _Sent, until: float) -> bool:
+        """Ask until an indexer has the events, or the time has come. Raises SinkError: the collector may know nothing
+        of them any more.
+        """
         question = msgspec.json.encode({"acks": [sent.number]})
         for wait in itertools.chain(_POLLS, itertools.repeat(_POLLS[-1])):
             acks = _checked(await self._send("/ack", question, sent.channel)).acks
             if acks is not None and acks.get(str(sent.number)):
-                return
+                return True
             if time.monotonic() - sent.since > _PATIENCE:
                 raise UnreachableError("no indexer has acknowledged the events")
+            if time.monotonic() + wait > until:
+                return False
             await asyncio.sleep(wait)
+        raise AssertionError
 
     def _remember(self, events: bytes, sent: _Sent) -> None:
         while len(self._waiting) >= _MOST_WAITING:
@@ -151,6 +191,9 @@ class Splunk:
         return b"\n".join(events)
 
 
+_NO_NUMBER: Final = (
+    "the collector acknowledges nothing; turn acknowledgement on for the token, or leave acknowledgement out"
+)
 _PATIENCE: Final = 300.0
 """Seconds that Splunk advises to wait before sending again."""
 _MOST_WAITING: Final = 64
@@ -178,6 +221,8 @@ _said = msgspec.json.Decoder(_Said)
 
 def _checked(answer: Answer) -> _Said:
     """The answer's body. Raises SinkError."""
+    if not answer.body and 200 <= answer.status < 300:
+        return _Said(code=0)  # some that speak this protocol take events without a word
     said = decoded(_said, answer.body) or _Said()
     if error := error_of(answer):
         code = said.code
@@ -187,5 +232,5 @@ def _checked(answer: Answer) -> _Said:
             raise MisconfiguredError(f"{_SETTINGS[code]} ({error})")
         raise error
     if said.code != 0 and said.acks is None:
-        raise UnreachableError(f"HTTP {answer.status}, but no answer of a collector; is this Splunk?")
+        raise UnreachableError(f"HTTP {answer.status}, but no answer of a collector; is this Splunk?", sent=True)
     return said

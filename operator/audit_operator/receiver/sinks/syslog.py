@@ -77,7 +77,11 @@ class Syslog:
         for at, item in enumerate(batch.items):
             message = self._form.message(item)
             if message is None:
-                refused.append(Refusal(at, f"is larger than maxMessageBytes ({self._form.limit}) even without bodies"))
+                refused.append(
+                    Refusal(
+                        at, f"is larger than maxMessageBytes ({self._form.limit}) even without bodies", certain=True
+                    )
+                )
             else:
                 messages.append(message)
         async with self._one_at_a_time:

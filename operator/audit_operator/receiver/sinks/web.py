@@ -3,6 +3,7 @@
 import asyncio
 import email.utils
 import io
+import re
 import socket
 import ssl
 import time
@@ -16,7 +17,7 @@ from typing import Any, Final, Literal, TypeVar
 import aiohttp
 import msgspec
 from aiohttp.abc import AbstractResolver, ResolveResult
-from multidict import CIMultiDictProxy
+from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from audit_operator import __version__
@@ -32,6 +33,7 @@ from audit_operator.receiver.sinks import (
     ThrottledError,
     TooLargeError,
     UnauthorizedError,
+    UnknownSinkError,
     UnreachableError,
     convert,
     filled,
@@ -39,6 +41,7 @@ from audit_operator.receiver.sinks import (
 )
 from audit_operator.receiver.threads import OwnThread
 from audit_operator.render.program import SinkProgram
+from audit_operator.resources.auditsink import OUR_HEADERS
 
 
 class BasicAuth(Settings, frozen=True):
@@ -173,6 +176,15 @@ async def parsed(answer: "Answer", parse: "Callable[[bytes], _T]") -> _T:
     return await asyncio.to_thread(parse, answer.body)
 
 
+def not_ours(program: SinkProgram, header: str) -> None:
+    """Raises UnknownSinkError for a header that no AuditSink may name; earlier versions let it."""
+    if re.search(OUR_HEADERS, header):
+        raise UnknownSinkError(
+            f"sink {program.namespace}/{program.name} ({program.type}): the receiver writes header {header} itself; "
+            "leave it out"
+        )
+
+
 class Client:
     """Requests of one sink. Certificates and credentials are those of the moment of each request."""
 
@@ -187,6 +199,8 @@ class Client:
     ) -> None:
         self._concurrency = program.concurrency
         self._auth = auth
+        for header in headers:
+            not_ours(program, header.name)
         self._headers = tuple(headers)
         self._plain = {
             header.name: filled(header.value, program, surroundings) for header in headers if header.value is not None
@@ -256,7 +270,9 @@ class Client:
                 raise UnauthorizedError("the proxy does not accept who we are (407)") from error
             raise UnreachableError(f"the proxy answered {error.status}") from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise UnreachableError(_connection_reason(error)) from error
+            # Once there was a connection, the request was on its way.
+            on_its_way = not isinstance(error, aiohttp.ClientConnectorError)
+            raise UnreachableError(_connection_reason(error), sent=on_its_way) from error
 
     async def close(self) -> None:
         """Close all connections."""
@@ -265,9 +281,11 @@ class Client:
             await session.close()
         await self._names.close()
 
-    def _all_headers(self, headers: Mapping[str, str], compression: Compression) -> dict[str, str]:
-        ours = {"User-Agent": f"audit-operator/{__version__}", "Accept-Encoding": "identity"}
-        sent = {**ours, **headers, **self._plain}
+    def _all_headers(self, headers: Mapping[str, str], compression: Compression) -> CIMultiDict[str]:
+        """Each once, however it is written."""
+        sent = CIMultiDict({"User-Agent": f"audit-operator/{__version__}", "Accept-Encoding": "identity"})
+        for name, value in (*headers.items(), *self._plain.items()):
+            sent[name] = value
         for header in self._headers:
             if header.secret is not None:
                 sent[header.name] = secret(header.secret)
@@ -283,8 +301,8 @@ class Client:
     def _without_credentials(self, answer: bytes, sent: Mapping[str, str]) -> bytes:
         """An error's text is shown to people, and there are servers that repeat in it what they were sent."""
         names = {"Authorization", *(header.name for header in self._headers if header.secret is not None)}
-        for name in names & sent.keys():
-            value = sent[name].encode()
+        for name in names:
+            value = sent.get(name, "").encode()
             for shown in (value, value.partition(b" ")[2]):
                 if shown:
                     answer = answer.replace(shown, b"***")
@@ -390,8 +408,11 @@ def error_of(answer: Answer) -> SinkError | None:
     wait = retry_after(answer.headers)
     said = f"HTTP {status}{_said(answer.body) if answer.quoted else ''}"
     match status:
-        case 401 | 403 | 407:
+        case 401 | 407:
             return UnauthorizedError(said, retry_after=wait)
+        case 403:
+            # Also what a firewall for applications says to a body that looks like an attack to it.
+            return UnauthorizedError(said, retry_after=wait, sent=True)
         case 413:
             return TooLargeError(said)
         case 429:
@@ -403,10 +424,13 @@ def error_of(answer: Answer) -> SinkError | None:
         case 400 | 422:
             return RefusedError(said)
         case _ if status >= 500:
-            return UnreachableError(said, retry_after=wait)
+            return UnreachableError(said, retry_after=wait, sent=True)
         case _:
-            return MisconfiguredError(said)
+            return MisconfiguredError(said, sent=status in _OF_A_REQUEST)
 
+
+_OF_A_REQUEST: Final = frozenset({406, 409, 414, 431, 451})
+"""Statuses that may be about what was sent, where those beside them are about where it was sent."""
 
 _LONGEST_WAIT: Final = 3600.0
 """Seconds. A sink that asks for more is asked again after an hour all the same."""
