@@ -180,6 +180,8 @@ def test_what_a_file_sink_took_is_in_its_files(kind: str, failing: str, key: Pat
 
         def fault(what: str, path: Path) -> int | None:
             # The third event meets it, in whatever the sink does for it, each thing once.
+            if what == "sync" and path.is_file() and not path.stat().st_size:
+                return None
             name = f"{what} {re.sub('[0-9]', '', path.name)}"
             if what not in failing.split() or 2 not in recorder_taken or name in broken:
                 return None

@@ -5,6 +5,7 @@ above is. Whoever syncs the content alone has written to a file that may be gone
 """
 
 import contextlib
+import errno
 import io
 import os
 import stat
@@ -62,9 +63,12 @@ def make_folder(folder: Path, mode: int) -> None:
                 each.chmod(mode | found & stat.S_ISGID)
     below = folder.absolute()
     while not below.is_mount():
-        # What is above the volume is not ours, and need not be readable.
-        with contextlib.suppress(PermissionError):
+        try:
             sync_folder(below.parent)
+        except OSError as error:
+            # What is above the volume is not ours: it need not be readable, nor of a kind that can be synced.
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EINVAL, errno.EROFS):
+                raise
         below = below.parent
 
 
