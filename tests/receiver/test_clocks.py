@@ -14,6 +14,7 @@ from sink_cases import batch
 from audit_operator.receiver.sinks import SecretFile
 from audit_operator.receiver.sinks.chain import Chain, Integrity, Names
 from audit_operator.receiver.sinks.file import File, Rules
+from audit_operator.receiver.verification import Kind
 
 DAY = 86400.0
 TODAY = 1_795_000_000.0  # 2026-11-18
@@ -106,12 +107,29 @@ def test_only_the_oldest_files_go_whatever_the_clock_was(
     for some in (while_wrong, after):
         add = glitch if some is while_wrong else 0.0
         for now in [[each + add] for each in some] if restarts else [[each + add for each in some]]:
-            sink.receive(*now)
+            # What a machine says before it has asked for the time is no time.
+            assert not [name for name in sink.receive(*now) if name.startswith("1970")]
     # Of each time no more than were asked for; and the newest are there, in files of their own.
     assert set(range(sink.number - 3, sink.number + 1)) <= sink.numbers()
     right = [name for name in sink.closed() if name.startswith("2026")]
     assert 4 <= len(right) <= 5
     assert len(sink.closed()) <= 2 * 5
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if "signed" in form])
+def test_what_is_removed_after_the_clock_was_ahead_is_named(form: str, tmp_path: Path) -> None:
+    sink = Sink(tmp_path, form)
+    sink.receive(*days(0, 6))
+    sink.receive(*(each + AHEAD for each in days(12, 7)))
+    sink.receive(*days(26, 3))
+    digests = [path for path in sink.folder.glob("a-2026*") if not path.name.endswith(".json")]
+    assert digests
+    for path in digests:
+        content = path.read_bytes()
+        path.unlink()
+        assert [finding.kind for finding in verified(sink.folder).findings] == [Kind.REMOVED]
+        path.write_bytes(content)
+    assert verified(sink.folder).findings == []
 
 
 @pytest.mark.parametrize("form", FORMS)

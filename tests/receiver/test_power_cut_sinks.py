@@ -84,7 +84,7 @@ class Volume(NamedTuple):
         """A batch for each, as often as it takes: that is what a worker does."""
 
         async def insist(call: Callable[[], Awaitable[object]]) -> None:
-            for _ in range(10):
+            for _ in range(30):
                 with contextlib.suppress(UnreachableError):
                     await call()
                     return
@@ -180,6 +180,8 @@ def test_what_a_file_sink_took_is_in_its_files(kind: str, failing: str, key: Pat
 
         def fault(what: str, path: Path) -> int | None:
             # The third event meets it, in whatever the sink does for it, each thing once.
+            if what == "sync" and path.is_file() and not path.stat().st_size:
+                return None
             name = f"{what} {re.sub('[0-9]', '', path.name)}"
             if what not in failing.split() or 2 not in recorder_taken or name in broken:
                 return None
@@ -200,8 +202,9 @@ def test_what_a_file_sink_took_is_in_its_files(kind: str, failing: str, key: Pat
         volume = Volume(root, key, KINDS[kind], clock)
         intact(volume)
         taken = set(state.said("taken"))
-        # What was not noted as delivered comes again, and so may the last one that was.
-        volume.deliver(*range(max(1, len(taken)), BATCHES + 2))
+        # What was not noted as delivered comes again, be it taken or not.
+        noted = len(taken) - (state.how == "mixed")
+        volume.deliver(*range(max(1, noted + 1), BATCHES + 2))
         found = volume.events()
         assert set(found) == set(range(1, BATCHES + 2))
         # Twice, if its file was closed before that was noted.

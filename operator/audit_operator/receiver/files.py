@@ -5,6 +5,7 @@ above is. Whoever syncs the content alone has written to a file that may be gone
 """
 
 import contextlib
+import errno
 import io
 import os
 import stat
@@ -41,10 +42,11 @@ def opened(path: Path, flags: int, mode: int) -> tuple[int, bool]:
     return file, True
 
 
-def make_folder(folder: Path, mode: int) -> None:
+def make_folder(folder: Path, mode: int, synced: set[Path] | None = None) -> None:
     """Make it, and those above it, with this mode, and make all of their names durable. Raises OSError.
 
-    Also if it is there: whoever made it may have been killed before its name was durable.
+    Also if it is there: whoever made it may have been killed before its name was durable. ``synced``: folders that were
+    synced since this process began, to which those of now are added; what is made by others meanwhile is theirs.
     """
     missing = []
     above = folder.absolute()
@@ -56,15 +58,25 @@ def make_folder(folder: Path, mode: int) -> None:
             os.mkdir(each, mode)  # noqa: PTH102 - one mode for all of them, which Path.mkdir does not do
         except FileExistsError:
             continue
+        if synced is not None:
+            synced.discard(each.parent)
         with contextlib.suppress(OSError):
             found = stat.S_IMODE(each.stat().st_mode)
             if found & 0o777 != mode:
                 each.chmod(mode | found & stat.S_ISGID)
     below = folder.absolute()
     while not below.is_mount():
-        # What is above the volume is not ours, and need not be readable.
-        with contextlib.suppress(PermissionError):
+        if synced is not None and below.parent in synced:
+            below = below.parent
+            continue
+        try:
             sync_folder(below.parent)
+            if synced is not None:
+                synced.add(below.parent)
+        except OSError as error:
+            # What is above the volume is not ours: it need not be readable, nor of a kind that can be synced.
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EINVAL, errno.EROFS):
+                raise
         below = below.parent
 
 

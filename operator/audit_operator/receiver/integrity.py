@@ -106,8 +106,8 @@ class Manifest(_Wire, frozen=True, kw_only=True):
 class Head(_Wire, frozen=True, kw_only=True):
     """Where a chain ends. ``name``: its own. ``writing``: the file that is being written. ``oldest``: of files in this
     folder those whose names sort before it may be gone: the sink removed them, as its rotation says; so may those that
-    sort between the two of ``ahead``, named and removed when the receiver's clock was ahead. ``pending``: files that
-    may be there without a digest.
+    sort between two of ``ahead``, named and removed when the receiver's clock was ahead. ``pending``: files that may be
+    there without a digest.
     """
 
     version: int
@@ -121,7 +121,7 @@ class Head(_Wire, frozen=True, kw_only=True):
     last: Previous | None = None
     writing: str = ""
     oldest: str = ""
-    ahead: tuple[str, ...] = ()
+    ahead: tuple[tuple[str, str], ...] = ()
     pending: tuple[str, ...] = ()
     retention_days: int | None = None
     public_key: str

@@ -198,9 +198,10 @@ class _Segment:
 class Log:
     """Events for one sink, in order. Written by the journal's thread, read and acknowledged by the sink's worker."""
 
-    def __init__(self, folder: Path, disk: Disk) -> None:
+    def __init__(self, folder: Path, disk: Disk, synced: set[Path] | None = None) -> None:
         self._folder = folder
         self._disk = disk
+        self._synced = synced
         self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._segments: list[_Segment] = []
@@ -226,7 +227,7 @@ class Log:
 
     def open(self) -> None:
         """Find out what is there. Raises OSError."""
-        make_folder(self._folder, PRIVATE_FOLDER)
+        make_folder(self._folder, PRIVATE_FOLDER, self._synced)
         for path in sorted(self._folder.glob("*.log")):
             self._segments.append(_Segment(path, int(path.stem), path.stat().st_size))
         if self._segments:
@@ -599,6 +600,7 @@ class Journal:
         self._folder = folder
         self._disk = disk or Disk()
         self._lock_file: int | None = None
+        self._synced: set[Path] = set()
         self._thread = OwnThread("journal")
         # Logs are synced side by side: the disk does several at once, and one sync takes milliseconds.
         self._syncers = ThreadPoolExecutor(8, "journal-sync")
@@ -628,7 +630,7 @@ class Journal:
             self._open_log(f"{folder.parent.name}/{folder.name}")
 
     def _open_log(self, name: str) -> Log:
-        log = Log(self._folder / "sinks" / name, self._disk)
+        log = Log(self._folder / "sinks" / name, self._disk, self._synced)
         log.open()
         self.logs[name] = log
         return log

@@ -122,9 +122,9 @@ def _read(path: Path) -> Iterator[Held]:
                 yield msgspec.json.decode(line, type=Held)
 
 
-def _append(path: Path, lines: bytes) -> None:
-    """All of it, synced, or OSError."""
-    file, _ = opened(path, os.O_WRONLY | os.O_APPEND, PRIVATE)
+def _append(path: Path, lines: bytes, *, known: bool = False) -> None:
+    """All of it, synced, or OSError. ``known``: its name is on the disk, if it is there."""
+    file, made = opened(path, os.O_WRONLY | os.O_APPEND, PRIVATE)
     try:
         before = os.fstat(file).st_size
         try:
@@ -132,7 +132,8 @@ def _append(path: Path, lines: bytes) -> None:
             # failed its end need not be on the disk even if it seems so.
             Target(file).write(b"\n" + lines if before else lines)
             os.fsync(file)
-            sync_folder(path.parent)  # each time: whoever made it may have been killed before
+            if made or not known:
+                sync_folder(path.parent)
         except OSError:
             with contextlib.suppress(OSError):
                 os.ftruncate(file, before)
@@ -147,6 +148,8 @@ class Quarantine:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        # Whose files' names are on the disk: whoever made them may have been killed before.
+        self._named: set[str] = set()
         self._thread = OwnThread("quarantine")
 
     async def aside(self, work: Callable[[], _T]) -> _T:
@@ -165,11 +168,13 @@ class Quarantine:
         """
         lines = _lines(entries)
         path = self.path(of)
-        make_folder(path.parent, PRIVATE_FOLDER)
+        if of not in self._named or not path.parent.is_dir():
+            make_folder(path.parent, PRIVATE_FOLDER)
         with self._locked():
             if self.size(of) + 1 + len(lines) > largest:
                 raise FullError(f"the quarantine of {of} is full: look at it with `audit-operator quarantine list`")
-            _append(path, lines)
+            _append(path, lines, known=of in self._named)
+            self._named.add(of)
 
     def names(self) -> list[str]:
         """Whose files there are."""
@@ -239,7 +244,8 @@ class Quarantine:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        make_folder(self._folder, PRIVATE_FOLDER)
+        if not self._folder.is_dir():
+            make_folder(self._folder, PRIVATE_FOLDER)
         file, _ = opened(self._folder / ".lock", os.O_RDWR, PRIVATE)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)

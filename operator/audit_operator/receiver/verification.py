@@ -369,9 +369,10 @@ class Verification:
                 default="",
             )
             chain.ahead = frozenset(
-                (each.head.ahead[0], each.head.ahead[1])
+                between
                 for each in self._chains.values()
-                if each.head and len(each.head.ahead) == 2 and (each.base, each.prefix) == place
+                if each.head and (each.base, each.prefix) == place
+                for between in each.head.ahead
             )
 
     def _of_newest(self, chain: _Chain) -> tuple[str, int | None]:
@@ -520,8 +521,7 @@ class Verification:
                 head = _decoded(document(self._read(other.head_path) or b"", self.keys), Head)
                 if head.name == other.head.name:
                     chain.oldest = max(chain.oldest, head.oldest)
-                    if len(head.ahead) == 2:
-                        chain.ahead |= {(head.ahead[0], head.ahead[1])}
+                    chain.ahead |= set(head.ahead)
         return self._expired(chain, file, time)
 
     # --- what is chained ---

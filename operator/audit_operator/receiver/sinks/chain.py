@@ -35,6 +35,9 @@ logger = logging.getLogger(__name__)
 
 _RECENT: Final = 512
 """Files whose deliveries may come again after a crash; those of one batch, as a rule one."""
+_REMEMBERED: Final = 256
+"""Names that were let go, for a clock that turns out to have been ahead. Of more than those verify says `removed`."""
+_REMEMBERED_JUMPS: Final = 16
 
 
 class Integrity(Settings, frozen=True):
@@ -76,7 +79,7 @@ class Signed(msgspec.Struct, frozen=True):
 class _State(msgspec.Struct, frozen=True):
     """``pending``: files that are there, or may be, and have no digest yet. ``recent``: those that got theirs last.
     ``kept``: what retention counts, in the order in which it came; ``oldest``: names that sort before it are let go.
-    ``ahead``: names between these are, too; see `Chain.let_go`.
+    ``gone``: those that were let go last; ``ahead``: names between two of these are let go, too, see `Chain.let_go`.
     ``first_sequence``: of the events that the last digest is about.
     """
 
@@ -88,7 +91,8 @@ class _State(msgspec.Struct, frozen=True):
     recent: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     oldest: str = ""
-    ahead: tuple[str, ...] = ()
+    gone: tuple[str, ...] = ()
+    ahead: tuple[tuple[str, str], ...] = ()
     first_sequence: int = 0
 
 
@@ -174,8 +178,8 @@ class Chain:
         return self._now_state.oldest
 
     @property
-    def ahead(self) -> tuple[str, ...]:
-        """Names between these two may go or are gone, too; empty: there are none."""
+    def ahead(self) -> tuple[tuple[str, str], ...]:
+        """Names between these may go or are gone, too."""
         return self._now_state.ahead
 
     def keep(self, names: Collection[str]) -> None:
@@ -195,12 +199,18 @@ class Chain:
             # Files were let go while the clock was ahead. Those that come now sort before them, and are not.
             if not counted:
                 return
-            ahead = (min(horizon, *ahead[:1]), max(oldest, *ahead[1:])) if ahead else (horizon, oldest)
+            if beyond := [name for name in state.gone if name > horizon]:
+                ahead = (*ahead, (min(beyond), oldest))[-_REMEMBERED_JUMPS:]
             oldest = counted[0]
         if gone:
             oldest = counted[-stay]
-        if gone or (oldest, ahead) != (state.oldest, state.ahead):
-            self._change(kept=tuple(name for name in state.kept if name not in gone), oldest=oldest, ahead=ahead)
+        if gone or oldest != state.oldest:
+            self._change(
+                kept=tuple(name for name in state.kept if name not in gone),
+                gone=(*state.gone, *gone)[-_REMEMBERED:],
+                oldest=oldest,
+                ahead=ahead,
+            )
 
     def sign(
         self, manifest: Manifest, digest: str, file: str, *, announced: str = "", unfinished: Collection[str] = ()
