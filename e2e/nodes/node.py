@@ -1,0 +1,260 @@
+"""One machine: containerd, kubelet and kube-proxy in a `Space`, with files of its own where they look for them."""
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from nodes.images import REPOSITORY
+from nodes.namespaces import Process, Space
+
+POD_NETWORK = "10.244"
+PAUSE = f"{REPOSITORY}/pause:1"
+VOLUMES = "/var/lib/volumes"
+_CGROUPS = Path("/sys/fs/cgroup")
+
+_MACHINE = """
+mount -t tmpfs -o mode=755 tmpfs /run
+mkdir /run/disk
+mount --bind "$disk" /run/disk
+# What is written below /etc and /var stays on this disk, and what this machine has there is hidden where it matters.
+for top in etc var; do
+  mkdir -p /run/disk/$top /run/disk/$top.work
+  mount -t overlay overlay -o lowerdir=/$top,upperdir=/run/disk/$top,workdir=/run/disk/$top.work /$top
+done
+for path in /etc/kubernetes /etc/cni/net.d /etc/containerd /var/lib/containerd /var/lib/kubelet /var/lib/cni \\
+    /var/log/pods /var/log/containers "$volumes"; do
+  mkdir -p "/run/disk/own$path" "$path"
+  mount --bind "/run/disk/own$path" "$path"
+done
+mount --make-rshared /
+"""
+_NETWORK = """
+ip link set lo up
+ip link set "$link" name eth0
+ip addr add "$address/24" dev eth0
+ip link set eth0 up
+ip route add default via "$gateway"
+sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.route_localnet=1
+"""
+_CONTAINERD = f"""
+version = 2
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{PAUSE}"
+  disable_apparmor = true
+  # Without CAP_SYS_RESOURCE, as in a container, nobody may be made less likely to be killed.
+  restrict_oom_score_adj = true
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "/usr/lib/cni"
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+"""
+_KUBELET_FLAGS = "/var/lib/kubelet/kubeadm-flags.env"
+
+
+class Node:
+    """A machine of a cluster; ``number`` from 1. Its disk is in ``folder`` and outlives its processes."""
+
+    def __init__(self, world: Space, binaries: Path, folder: Path, cluster: str, number: int, gateway: str) -> None:
+        self.name = f"cp{number}"
+        self.number = number
+        self.address = f"{gateway.rpartition('.')[0]}.{10 + number}"
+        self.folder = folder
+        self.cgroup = f"/{cluster}/{self.name}"
+        self.binaries = binaries
+        self.logs = folder / "logs"
+        self._processes: dict[str, Process] = {}
+        self._world = world
+        self._gateway = gateway
+        self.logs.mkdir(parents=True)
+        (folder / "disk").mkdir()
+        self.space: Space
+
+    @property
+    def files(self) -> Path:
+        """What the node has mounted as a disk of its own, by path, as this process sees it."""
+        return self.folder / "disk" / "own"
+
+    def boot(self) -> None:
+        """Its namespaces, its network, containerd; and kubelet, if the node is in a cluster."""
+        self.space = Space(self.name, self._world)
+        self.space.script(_MACHINE, disk=self.folder / "disk", volumes=VOLUMES)
+        link = f"veth{self.number}"
+        self._world.script(
+            'ip link add "$link" type veth peer name "$link" netns "$pid"; ip link set "$link" master nodes up',
+            link=link,
+            # As the world's processes see it, not as this one does.
+            pid=Path(f"/proc/{self.space.pid}/status").read_text().partition("NSpid:")[2].split()[1],
+        )
+        self.space.script(_NETWORK, link=link, address=self.address, gateway=self._gateway)
+        make_cgroup(self.cgroup)
+        (self.files / "etc/containerd/config.toml").write_text(_CONTAINERD)
+        (self.files / "etc/cni/net.d/10-bridge.conflist").write_text(json.dumps(self._cni()))
+        self.start_containerd()
+        if (self.files / _KUBELET_FLAGS[1:]).exists():
+            self.start_kubelet()
+
+    def route(self, others: "list[Node]") -> None:
+        """The way to other nodes' pods."""
+        for other in others:
+            if other is not self:
+                self.space.run("ip", "route", "replace", f"{other.pods}.0/24", "via", other.address)
+
+    @property
+    def pods(self) -> str:
+        """How its pods' addresses begin."""
+        return f"{POD_NETWORK}.{self.number}"
+
+    def _cni(self) -> dict[str, object]:
+        subnet = [{"subnet": f"{self.pods}.0/24"}]
+        bridge = {"type": "bridge", "bridge": "cni0", "isGateway": True, "hairpinMode": True}
+        ipam = {"type": "host-local", "ranges": [subnet], "routes": [{"dst": "0.0.0.0/0"}]}
+        ports = {"type": "portmap", "capabilities": {"portMappings": True}}
+        return {"cniVersion": "0.4.0", "name": "pods", "plugins": [bridge | {"ipam": ipam}, ports]}
+
+    # --- what runs on it ---------------------------------------------------------------------------------------------
+
+    def _start(self, *command: str | Path) -> Process:
+        name = Path(command[0]).name
+        # With Debian's and the cluster's programs, whatever the tests were started with.
+        path = {"PATH": f"{self.binaries}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+        process = self.space.start(command, self.logs / f"{name}.log", path)
+        self._processes[name] = process
+        return process
+
+    def start_containerd(self) -> None:
+        process = self._start("containerd")
+        process.wait_until(lambda: self.run("ctr", "version", check=False).returncode == 0, "containerd answers", 60)
+
+    def start_kubelet(self) -> None:
+        """As kubeadm's systemd unit does."""
+        text = (self.files / _KUBELET_FLAGS[1:]).read_text()
+        flags = text.partition('"')[2].rpartition('"')[0].split()
+        configuration = ("--kubeconfig=/etc/kubernetes/kubelet.conf", "--config=/var/lib/kubelet/config.yaml")
+        bootstrap = "--bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf"
+        self._start(self.binaries / "kubelet", bootstrap, *configuration, *flags)
+
+    def start_kube_proxy(self) -> None:
+        """As a process: kubeadm's DaemonSet is an addon with an image of its own."""
+        conntrack = ("max-per-core", "tcp-timeout-established", "tcp-timeout-close-wait")
+        self._start(
+            self.binaries / "kube-proxy",
+            "--kubeconfig=/etc/kubernetes/admin.conf",
+            "--proxy-mode=nftables",
+            f"--hostname-override={self.name}",
+            f"--cluster-cidr={POD_NETWORK}.0.0/16",
+            *(f"--conntrack-{name}=0" for name in conntrack),  # those are the whole machine's, and not to be set here
+        )
+
+    def stop(self, name: str, number: signal.Signals = signal.SIGTERM) -> None:
+        """End kubelet, containerd or kube-proxy."""
+        self._processes.pop(name).kill(number)
+
+    def restart_kubelet(self) -> None:
+        self.stop("kubelet")
+        self.start_kubelet()
+
+    def shut_down(self) -> None:
+        """As if its power were cut: every process and every mount is gone; the disk stays."""
+        self.space.close()
+        self._processes.clear()
+        remove_cgroup(self.cgroup)
+
+    # --- by hand -----------------------------------------------------------------------------------------------------
+
+    def run(self, *command: str | Path, text: str | None = None, check: bool = True, seconds: float = 300) -> "Output":
+        """A command in a shell of root on the node."""
+        path = f"PATH={self.binaries}:/usr/sbin:/usr/bin:/sbin:/bin"
+        done = self.space.run("env", path, *command, text=text, check=check, seconds=seconds)
+        return Output(done.returncode, done.stdout, done.stderr)
+
+    def load_image(self, archive: Path) -> None:
+        with archive.open("rb") as file:
+            import subprocess
+
+            command = self.space.entered(["ctr", "--namespace=k8s.io", "images", "import", "-"])
+            done = subprocess.run(command, stdin=file, capture_output=True, text=True, timeout=600, check=False)
+        assert done.returncode == 0, done.stderr
+
+    def kubeadm(self, *arguments: str) -> Process:
+        """kubeadm, which makes kubelet's files first and then waits for it, as systemd would start it meanwhile."""
+        process = self._start(self.binaries / "kubeadm", *arguments)
+        flags = self.files / _KUBELET_FLAGS[1:]
+        process.wait_until(lambda: flags.exists() or not process.running, "kubelet's flags are there")
+        if flags.exists():
+            self.start_kubelet()
+        return process
+
+    def processes(self, words: str) -> list[int]:
+        """Processes whose command line has these words, as this process sees them."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                same = os.readlink(entry / "ns/pid") == os.readlink(f"/proc/{self.space.pid}/ns/pid")
+                inner = same or _below(int(entry.name), self.space.pid)
+                if inner and words in (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode():
+                    found.append(int(entry.name))
+        return found
+
+
+class Output:
+    """What a command on a node did."""
+
+    def __init__(self, code: int, stdout: str, stderr: str) -> None:
+        self.code, self.stdout, self.stderr = code, stdout, stderr
+        self.returncode = code
+
+
+def _below(pid: int, ancestor: int) -> bool:
+    """Whether a process is in a PID namespace below that of ``ancestor``'s: containers have one of their own."""
+    inner = Path(f"/proc/{pid}/status").read_text().partition("NSpid:")[2].split("\n")[0].split()
+    outer = Path(f"/proc/{ancestor}/status").read_text().partition("NSpid:")[2].split("\n")[0].split()
+    return len(inner) > len(outer)
+
+
+# --- cgroups ---------------------------------------------------------------------------------------------------------
+
+
+def _hierarchies() -> list[Path]:
+    if (_CGROUPS / "cgroup.controllers").exists():
+        return [_CGROUPS]
+    return [path for path in _CGROUPS.iterdir() if (path / "cgroup.procs").exists() and path.name != "unified"]
+
+
+def make_cgroup(name: str) -> None:
+    """For one node: a kubelet removes every pod's cgroup below its own that it does not know."""
+    for top in _hierarchies():
+        path = top
+        for part in Path(name).parts[1:]:
+            parent, path = path, path / part
+            path.mkdir(exist_ok=True)
+            for setting in ("cpuset.cpus", "cpuset.mems"):  # v1: empty, and then nothing may run there
+                if (path / setting).exists() and top.name == "cpuset":
+                    (path / setting).write_text((parent / setting).read_text())
+            if (parent / "cgroup.subtree_control").exists():  # v2
+                for controller in (parent / "cgroup.controllers").read_text().split():
+                    with contextlib.suppress(OSError):
+                        (parent / "cgroup.subtree_control").write_text(f"+{controller}")
+
+
+def remove_cgroup(name: str) -> None:
+    """With all that is below it, once its processes are gone."""
+    for top in _hierarchies():
+        path = top / name.lstrip("/")
+        for folder, _, _ in os.walk(path, topdown=False):
+            _eventually_remove(Path(folder))
+
+
+def _eventually_remove(folder: Path, wait: Callable[[float], None] = time.sleep) -> None:
+    for _ in range(50):
+        try:
+            folder.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError:  # processes that were killed are not gone yet
+            wait(0.1)
+        else:
+            return
