@@ -21,7 +21,7 @@ from apiserver import ApiServer, Json, find_binaries
 from nodes import images
 from nodes.images import REPOSITORY
 from nodes.namespaces import Process, Space
-from nodes.node import PAUSE, POD_NETWORK, Node, remove_cgroup
+from nodes.node import PAUSE, POD_NETWORK, VOLUMES, Node, remove_cgroup
 
 GATEWAY = "10.99.0.1"
 """Of the nodes' network: etcd, the load balancer, and whatever a test lets listen there."""
@@ -73,16 +73,15 @@ class NodeCluster:
     # --- starting ----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
+        self._stack.callback(remove_cgroup, f"/{self.name}")  # once the processes are gone
         self.world = self._stack.enter_context(Space("world"))
-        self._stack.callback(self._remove_cgroups)
         self.world.script(
             "ip link set lo up; ip link add nodes type bridge; ip addr add $address/24 dev nodes; ip link set nodes up",
             address=GATEWAY,
         )
         self._etcd()
         self.nodes = [
-            Node(self.world, self.binaries, self.folder / f"cp{number}", self.name, number, GATEWAY)
-            for number in range(1, self._count + 1)
+            Node(self.world, number, self.folder, GATEWAY, self.binaries) for number in range(1, self._count + 1)
         ]
         endpoint = GATEWAY if self._count > 1 else self.nodes[0].address
         if self._count > 1:
@@ -104,12 +103,10 @@ class NodeCluster:
         for node in self.nodes:
             node.start_kube_proxy()
         self._wait_for_nodes()
+        self._volumes()
 
     def close(self) -> None:
         self._stack.close()
-
-    def _remove_cgroups(self) -> None:
-        remove_cgroup(f"/{self.name}")
 
     def _etcd(self) -> None:
         url = f"http://{GATEWAY}:2379"
@@ -250,7 +247,46 @@ class NodeCluster:
             assert time.monotonic() < until, f"ready within {seconds} s: {ready}"
             time.sleep(0.5)
 
+    def _volumes(self) -> None:
+        """A default StorageClass, and the nodes' volumes, each for one claim: nobody empties them for the next."""
+        name = "local"
+        annotations = {"storageclass.kubernetes.io/is-default-class": "true"}
+        self.apply(
+            "/apis/storage.k8s.io/v1/storageclasses",
+            {
+                "apiVersion": "storage.k8s.io/v1",
+                "kind": "StorageClass",
+                "metadata": {"name": name, "annotations": annotations},
+                "provisioner": "kubernetes.io/no-provisioner",
+                "volumeBindingMode": "WaitForFirstConsumer",
+            },
+        )
+        for where, volume in [(node.name, volume) for node in self.nodes for volume in node.volumes]:
+            hostname = {"key": "kubernetes.io/hostname", "operator": "In", "values": [where]}
+            self.apply(
+                "/api/v1/persistentvolumes",
+                {
+                    "apiVersion": "v1",
+                    "kind": "PersistentVolume",
+                    "metadata": {"name": volume},
+                    "spec": {
+                        "capacity": {"storage": "100Gi"},
+                        "accessModes": ["ReadWriteOnce"],
+                        "persistentVolumeReclaimPolicy": "Retain",
+                        "storageClassName": name,
+                        "local": {"path": f"{VOLUMES}/{volume}"},
+                        "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [hostname]}]}},
+                    },
+                },
+            )
+
     # --- using -------------------------------------------------------------------------------------------------------
+
+    def apply(self, collection: str, document: Json) -> Json:
+        """Server-side apply, as the administrator; what comes of it."""
+        answer = self.api.apply(f"{collection}/{document['metadata']['name']}", document)
+        assert answer.ok, answer.body
+        return answer.body
 
     def load_image(self, archive: Path) -> None:
         """So that pods of every node can run it."""

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -46,6 +46,7 @@ class Space:
 
     def __init__(self, name: str, parent: "Space | None" = None) -> None:
         self.name = name
+        self._within: list[Space | Process] = []
         unshare = ["unshare", *(f"--{kind}" for kind in _KINDS), "--fork", "--kill-child=KILL", "--mount-proc"]
         command = [*unshare, sys.executable, "-Sc", _INIT]
         self._outer = subprocess.Popen(
@@ -62,16 +63,26 @@ class Space:
             raise LookupError(f"cannot make namespaces (be root, with CAP_SYS_ADMIN): {said}")
         self.pid = _innermost(self._outer.pid)
         """Of its first process, as this process sees it."""
+        if parent:
+            parent._within.append(self)
         self.run("hostname", name)
 
     def close(self) -> None:
         """End every process in it."""
+        if self._outer.returncode is not None:
+            return
+        for each in self._within:
+            if isinstance(each, Space):
+                each.close()
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
         self._outer.wait()
         for pipe in (self._outer.stdout, self._outer.stderr):
             if pipe:
                 pipe.close()
+        for each in self._within:
+            if isinstance(each, Process):
+                each.wait(20)
 
     def __enter__(self) -> "Space":
         return self
@@ -106,9 +117,11 @@ class Space:
         variables = "".join(f"{name}={shlex.quote(str(value))}\n" for name, value in values.items())
         self.run("sh", "-eu", text=variables + text)
 
-    def start(self, command: Sequence[str | Path], log: Path, environment: Mapping[str, str] | None = None) -> "Process":
+    def start(self, command: Sequence[str | Path], log: Path, name: str = "") -> "Process":
         """A process in here, which logs to the end of ``log``."""
-        return Process(self, command, log, environment)
+        process = Process(self, command, log, name or Path(command[0]).name)
+        self._within.append(process)
+        return process
 
     def call(self, function: Callable[[], T]) -> T:
         """What ``function`` returns, in a thread within this network: sockets that it makes stay there."""
@@ -191,10 +204,8 @@ class Space:
 class Process:
     """A process in a `Space`."""
 
-    def __init__(
-        self, space: Space, command: Sequence[str | Path], log: Path, environment: Mapping[str, str] | None = None
-    ) -> None:
-        self.name = Path(command[0]).name
+    def __init__(self, space: Space, command: Sequence[str | Path], log: Path, name: str) -> None:
+        self.name = name
         self.log = log
         around = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
         with log.open("ab") as output:
@@ -203,7 +214,7 @@ class Process:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                env=around | dict(environment or {}),
+                env=around,
             )
 
     @property

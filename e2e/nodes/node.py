@@ -4,8 +4,10 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from nodes.images import REPOSITORY
@@ -18,17 +20,18 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 _MACHINE = """
 mount -t tmpfs -o mode=755 tmpfs /run
-mkdir /run/disk
-mount --bind "$disk" /run/disk
+mkdir /run/disk /run/bin
+mount --rbind "$disk" /run/disk
+mount --bind "$binaries" /run/bin
 # What is written below /etc and /var stays on this disk, and what this machine has there is hidden where it matters.
 for top in etc var; do
   mkdir -p /run/disk/$top /run/disk/$top.work
   mount -t overlay overlay -o lowerdir=/$top,upperdir=/run/disk/$top,workdir=/run/disk/$top.work /$top
 done
 for path in /etc/kubernetes /etc/cni/net.d /etc/containerd /var/lib/containerd /var/lib/kubelet /var/lib/cni \\
-    /var/log/pods /var/log/containers "$volumes"; do
+    /var/log/pods /var/log/containers /var/log/kubernetes "$volumes" /root /tmp; do
   mkdir -p "/run/disk/own$path" "$path"
-  mount --bind "/run/disk/own$path" "$path"
+  mount --rbind "/run/disk/own$path" "$path"
 done
 mount --make-rshared /
 """
@@ -52,26 +55,31 @@ version = 2
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
 """
+_ENVIRONMENT = ("PATH=/run/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root")
 _KUBELET_FLAGS = "/var/lib/kubelet/kubeadm-flags.env"
 
 
 class Node:
     """A machine of a cluster; ``number`` from 1. Its disk is in ``folder`` and outlives its processes."""
 
-    def __init__(self, world: Space, binaries: Path, folder: Path, cluster: str, number: int, gateway: str) -> None:
+    def __init__(self, world: Space, number: int, cluster: Path, gateway: str, binaries: Path) -> None:
         self.name = f"cp{number}"
         self.number = number
         self.address = f"{gateway.rpartition('.')[0]}.{10 + number}"
-        self.folder = folder
-        self.cgroup = f"/{cluster}/{self.name}"
-        self.binaries = binaries
-        self.logs = folder / "logs"
-        self._processes: dict[str, Process] = {}
-        self._world = world
-        self._gateway = gateway
+        self.cgroup = f"/{cluster.name}/{self.name}"
+        self.folder = cluster / self.name
+        self.logs = self.folder / "logs"
         self.logs.mkdir(parents=True)
-        (folder / "disk").mkdir()
+        self.volumes = [f"{self.name}-{letter}" for letter in "abcd"]
+        self._world, self._gateway, self._binaries = world, gateway, binaries
+        self._processes: dict[str, Process] = {}
         self.space: Space
+        # In the world's mounts, so that what is on them outlives the node's. Small: a test can fill one.
+        self._world.script(
+            'for name in $names; do mkdir -p "$top/$name"; mount -t tmpfs -o size=256m tmpfs "$top/$name"; done',
+            top=self.files / VOLUMES[1:],
+            names=" ".join(self.volumes),
+        )
 
     @property
     def files(self) -> Path:
@@ -81,7 +89,7 @@ class Node:
     def boot(self) -> None:
         """Its namespaces, its network, containerd; and kubelet, if the node is in a cluster."""
         self.space = Space(self.name, self._world)
-        self.space.script(_MACHINE, disk=self.folder / "disk", volumes=VOLUMES)
+        self.space.script(_MACHINE, disk=self.folder / "disk", binaries=self._binaries, volumes=VOLUMES)
         link = f"veth{self.number}"
         self._world.script(
             'ip link add "$link" type veth peer name "$link" netns "$pid"; ip link set "$link" master nodes up',
@@ -90,6 +98,7 @@ class Node:
             pid=Path(f"/proc/{self.space.pid}/status").read_text().partition("NSpid:")[2].split()[1],
         )
         self.space.script(_NETWORK, link=link, address=self.address, gateway=self._gateway)
+        self._world.run("ip", "route", "replace", f"{self.pods}.0/24", "via", self.address)
         make_cgroup(self.cgroup)
         (self.files / "etc/containerd/config.toml").write_text(_CONTAINERD)
         (self.files / "etc/cni/net.d/10-bridge.conflist").write_text(json.dumps(self._cni()))
@@ -117,17 +126,15 @@ class Node:
 
     # --- what runs on it ---------------------------------------------------------------------------------------------
 
-    def _start(self, *command: str | Path) -> Process:
-        name = Path(command[0]).name
-        # With Debian's and the cluster's programs, whatever the tests were started with.
-        path = {"PATH": f"{self.binaries}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-        process = self.space.start(command, self.logs / f"{name}.log", path)
+    def _start(self, *command: str) -> Process:
+        name = command[0]
+        process = self.space.start(["env", *_ENVIRONMENT, *command], self.logs / f"{name}.log", name)
         self._processes[name] = process
         return process
 
     def start_containerd(self) -> None:
         process = self._start("containerd")
-        process.wait_until(lambda: self.run("ctr", "version", check=False).returncode == 0, "containerd answers", 60)
+        process.wait_until(lambda: self.run("ctr", "version", check=False).code == 0, "containerd answers", 60)
 
     def start_kubelet(self) -> None:
         """As kubeadm's systemd unit does."""
@@ -135,13 +142,13 @@ class Node:
         flags = text.partition('"')[2].rpartition('"')[0].split()
         configuration = ("--kubeconfig=/etc/kubernetes/kubelet.conf", "--config=/var/lib/kubelet/config.yaml")
         bootstrap = "--bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf"
-        self._start(self.binaries / "kubelet", bootstrap, *configuration, *flags)
+        self._start("kubelet", bootstrap, *configuration, *flags)
 
     def start_kube_proxy(self) -> None:
         """As a process: kubeadm's DaemonSet is an addon with an image of its own."""
         conntrack = ("max-per-core", "tcp-timeout-established", "tcp-timeout-close-wait")
         self._start(
-            self.binaries / "kube-proxy",
+            "kube-proxy",
             "--kubeconfig=/etc/kubernetes/admin.conf",
             "--proxy-mode=nftables",
             f"--hostname-override={self.name}",
@@ -165,23 +172,29 @@ class Node:
 
     # --- by hand -----------------------------------------------------------------------------------------------------
 
-    def run(self, *command: str | Path, text: str | None = None, check: bool = True, seconds: float = 300) -> "Output":
+    def run(self, *command: str, text: str | None = None, check: bool = True, seconds: float = 300) -> "Output":
         """A command in a shell of root on the node."""
-        path = f"PATH={self.binaries}:/usr/sbin:/usr/bin:/sbin:/bin"
-        done = self.space.run("env", path, *command, text=text, check=check, seconds=seconds)
+        done = self.space.run("env", *_ENVIRONMENT, *command, text=text, check=check, seconds=seconds)
         return Output(done.returncode, done.stdout, done.stderr)
+
+    @contextlib.contextmanager
+    def shell(self) -> "Iterator[Shell]":
+        """A shell of root on the node, in which one command follows another."""
+        shell = Shell(self.space.entered(["env", *_ENVIRONMENT, "bash"]))
+        try:
+            yield shell
+        finally:
+            shell.close()
 
     def load_image(self, archive: Path) -> None:
         with archive.open("rb") as file:
-            import subprocess
-
             command = self.space.entered(["ctr", "--namespace=k8s.io", "images", "import", "-"])
             done = subprocess.run(command, stdin=file, capture_output=True, text=True, timeout=600, check=False)
         assert done.returncode == 0, done.stderr
 
     def kubeadm(self, *arguments: str) -> Process:
         """kubeadm, which makes kubelet's files first and then waits for it, as systemd would start it meanwhile."""
-        process = self._start(self.binaries / "kubeadm", *arguments)
+        process = self._start("kubeadm", *arguments)
         flags = self.files / _KUBELET_FLAGS[1:]
         process.wait_until(lambda: flags.exists() or not process.running, "kubelet's flags are there")
         if flags.exists():
@@ -189,15 +202,67 @@ class Node:
         return process
 
     def processes(self, words: str) -> list[int]:
-        """Processes whose command line has these words, as this process sees them."""
+        """Processes, those in containers too, whose command line has these words, as this process sees them."""
         found = []
-        for entry in Path("/proc").iterdir():
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                same = os.readlink(entry / "ns/pid") == os.readlink(f"/proc/{self.space.pid}/ns/pid")
-                inner = same or _below(int(entry.name), self.space.pid)
-                if inner and words in (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode():
-                    found.append(int(entry.name))
+        for pid in self._pids():
+            with contextlib.suppress(OSError):
+                if words in Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode():
+                    found.append(pid)
         return found
+
+    def _pids(self) -> list[int]:
+        """Everything that has come from the node's first process, or was started in here by this one."""
+        numbers = [entry.name for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+        own = Path(f"/proc/{self.space.pid}/ns/pid").stat().st_ino
+        found, parents = set(), {}
+        for name in numbers:
+            with contextlib.suppress(OSError):
+                parents[int(name)] = int(Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[1])
+                if Path(f"/proc/{name}/ns/pid").stat().st_ino == own:
+                    found.add(int(name))
+        while more := {pid for pid, parent in parents.items() if parent in found} - found:
+            found |= more
+        return sorted(found)
+
+
+class Shell:
+    """An interactive shell, but for what it says of itself."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self._write("trap 'echo \"==failed $BASH_COMMAND\"' ERR")
+
+    def _write(self, text: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{text}\n")
+        self._process.stdin.flush()
+
+    def run(self, commands: str, seconds: float = 300) -> tuple[str, list[str]]:
+        """What the commands print, and those of them that failed. AssertionError if they take too long."""
+        timer = threading.Timer(seconds, self._process.kill)
+        timer.start()
+        self._write(f"{commands}\necho; echo ==done")
+        assert self._process.stdout is not None
+        lines, failed = [], []
+        try:
+            for line in self._process.stdout:
+                if line == "==done\n":
+                    return "".join(lines), failed
+                if line.startswith("==failed "):
+                    failed.append(line[9:].strip())
+                lines.append(line)
+        finally:
+            timer.cancel()
+        raise AssertionError(f"the shell ended in:\n{commands}\n{''.join(lines)}")
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=30)
+        self._process.stdout.close()
 
 
 class Output:
@@ -205,23 +270,15 @@ class Output:
 
     def __init__(self, code: int, stdout: str, stderr: str) -> None:
         self.code, self.stdout, self.stderr = code, stdout, stderr
-        self.returncode = code
-
-
-def _below(pid: int, ancestor: int) -> bool:
-    """Whether a process is in a PID namespace below that of ``ancestor``'s: containers have one of their own."""
-    inner = Path(f"/proc/{pid}/status").read_text().partition("NSpid:")[2].split("\n")[0].split()
-    outer = Path(f"/proc/{ancestor}/status").read_text().partition("NSpid:")[2].split("\n")[0].split()
-    return len(inner) > len(outer)
 
 
 # --- cgroups ---------------------------------------------------------------------------------------------------------
 
 
 def _hierarchies() -> list[Path]:
-    if (_CGROUPS / "cgroup.controllers").exists():
+    if (_CGROUPS / "cgroup.controllers").exists():  # v2
         return [_CGROUPS]
-    return [path for path in _CGROUPS.iterdir() if (path / "cgroup.procs").exists() and path.name != "unified"]
+    return [path for path in _CGROUPS.iterdir() if (path / "cgroup.procs").exists()]
 
 
 def make_cgroup(name: str) -> None:
@@ -244,17 +301,10 @@ def remove_cgroup(name: str) -> None:
     """With all that is below it, once its processes are gone."""
     for top in _hierarchies():
         path = top / name.lstrip("/")
-        for folder, _, _ in os.walk(path, topdown=False):
-            _eventually_remove(Path(folder))
-
-
-def _eventually_remove(folder: Path, wait: Callable[[float], None] = time.sleep) -> None:
-    for _ in range(50):
-        try:
-            folder.rmdir()
-        except FileNotFoundError:
-            return
-        except OSError:  # processes that were killed are not gone yet
-            wait(0.1)
-        else:
-            return
+        for _ in range(50):
+            for folder, _, _ in os.walk(path, topdown=False):
+                with contextlib.suppress(OSError):
+                    Path(folder).rmdir()
+            if not path.exists():
+                break
+            time.sleep(0.1)  # processes that were killed are not gone yet

@@ -1,0 +1,297 @@
+"""A cluster with the chart in it and an API server under audit, as the tests see it."""
+
+import contextlib
+import http.server
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from apiserver import Json
+from audit_operator.cli.policies import Setting, Setup, load_setup
+from clusters import Cluster, policy, resource
+from nodes.cluster import NodeCluster
+from nodes.images import REPOSITORY, ROOT
+from nodes.node import VOLUMES, Node
+from operators import NAMESPACE, condition, must, wait_for
+from test_receiver import expected, name_of, traffic
+from test_whole_way import Collector
+
+CHART = ROOT / "charts" / "audit-operator"
+IMAGE = f"{REPOSITORY}/audit-operator"
+SINKS = ("siem", "changes")
+SECRET = "hunter2"
+"""What `traffic` puts into Secrets and ConfigMaps."""
+
+_CORE = f"/api/v1/namespaces/{NAMESPACE}"
+_LOG = Path("var/log/kubernetes/audit")
+
+
+class Outside(Collector):
+    """A collector on the nodes' network, outside of the cluster."""
+
+    def __init__(self, cluster: NodeCluster, port: int) -> None:
+        super().__init__()
+        self.port = port
+        self._cluster = cluster
+        self.url = f"http://{cluster.gateway}:{port}/audit"
+
+    def start(self) -> None:
+        address = (self._cluster.gateway, self.port)
+        self._server = self._cluster.world.call(lambda: http.server.ThreadingHTTPServer(address, self._handler))
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+
+class Audited(Cluster):
+    """The cluster, its first node, what is installed in it, and the sinks outside of it."""
+
+    def __init__(self, cluster: NodeCluster, helm: str) -> None:
+        super().__init__(cluster)  # type: ignore[arg-type]  # of a control plane it uses the API server only
+        self.cluster = cluster
+        self.node: Node = cluster.nodes[0]
+        self._helm = helm
+        self.collectors = {name: Outside(cluster, 9001 + number) for number, name in enumerate(SINKS)}
+
+    # --- programs ----------------------------------------------------------------------------------------------------
+
+    def _run(self, program: str | Path, *arguments: str | Path, text: str | None = None, ok: bool = True) -> str:
+        environment = {
+            "HOME": str(self.cluster.folder),
+            "KUBECONFIG": str(self.cluster.kubeconfig()),
+            "NO_PROXY": "127.0.0.1",
+            "PATH": os.environ["PATH"],
+        }
+        command = [program, *arguments]
+        done = subprocess.run(
+            command, env=environment, input=text, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert (done.returncode == 0) == ok, f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}"
+        return done.stdout + done.stderr
+
+    def helm(self, *arguments: str | Path) -> str:
+        return self._run(self._helm, *arguments)
+
+    def kubectl(self, *arguments: str, text: str | None = None, ok: bool = True) -> str:
+        return self._run(self.cluster.binaries / "kubectl", *arguments, text=text, ok=ok)
+
+    # --- the chart ---------------------------------------------------------------------------------------------------
+
+    def package(self, chart: Path = CHART) -> Path:
+        """The chart as it is published."""
+        said = self.helm("package", chart, "--destination", self.cluster.folder)
+        return Path(said.strip().rpartition(": ")[2])
+
+    def install(self, package: Path, *options: str) -> str:
+        """As README says; `webhook.batch.maxWait`, so that tests need not wait for 30 s."""
+        return self.helm(
+            *("install", "audit-operator", package, "-n", NAMESPACE, "--create-namespace"),
+            *("--set", f"image.repository={IMAGE}", "--set", "backend.spec.clusterName=e2e"),
+            *("--set", "backend.spec.webhook.batch.maxWait=1s"),
+            *options,
+        )
+
+    def uninstall(self) -> None:
+        """And see that it is gone: pods, and what the operator made."""
+        self.helm("uninstall", "audit-operator", "-n", NAMESPACE, "--ignore-not-found")
+        wait_for(lambda: not self.pods(), "no pod is left", seconds=120)
+        wait_for(lambda: not self.children(), "nothing is left of what the operator made", seconds=120)
+
+    def pods(self, component: str = "") -> list[Json]:
+        """The pods of operator or receivers, or all of them."""
+        selector = f"?labelSelector=app.kubernetes.io%2Fcomponent%3D{component}" if component else ""
+        items: list[Json] = must(self.api.request("GET", f"{_CORE}/pods{selector}"))["items"]
+        return items
+
+    def ready(self, component: str) -> list[Json]:
+        return [pod for pod in self.pods(component) if is_ready(pod)]
+
+    def restarts(self, component: str) -> int:
+        return sum(each["restartCount"] for pod in self.pods(component) for each in statuses(pod))
+
+    def wait_for_pods(self, component: str, count: int = 2, seconds: float = 180) -> list[Json]:
+        """Until so many are ready; they."""
+        try:
+            return wait_for(
+                lambda: found if len(found := self.ready(component)) == count else [],
+                f"{count} pods of {component} are ready",
+                seconds=seconds,
+            )
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.kubectl('describe', 'pods', '-n', NAMESPACE)[-6000:]}") from None
+
+    def log(self, pod: Json) -> str:
+        return self.kubectl("logs", "-n", NAMESPACE, pod["metadata"]["name"])
+
+    # --- resources ---------------------------------------------------------------------------------------------------
+
+    def wait(self, document: Json, type_: str, status: str = "True", reason: str = "", seconds: float = 60) -> Json:
+        """Until a condition is reached; the condition."""
+        what = f"{document['kind']} {document['metadata']['name']}: {type_} is {status} {reason}"
+        try:
+            wait_for(lambda: self.reached(document, type_, status, reason), what, seconds=seconds)
+        except AssertionError as error:
+            found = self.get(document).get("status", {}).get("conditions")
+            logs = "\n".join(f"{pod['metadata']['name']}:\n{self.log(pod)[-2000:]}" for pod in self.pods())
+            raise AssertionError(f"{error}\n{yaml.safe_dump(found)}\n{logs}") from None
+        return condition(self.get(document), type_)
+
+    def sink(self, name: str) -> Json:
+        retry = {"initialBackoff": "200ms", "maxBackoff": "2s"}
+        url = self.collectors[name].url
+        return resource("AuditSink", name, {"http": {"url": url}, "batch": {"maxAge": "200ms"}, "retry": retry})
+
+    # --- loss --------------------------------------------------------------------------------------------------------
+
+    def witness(self, since: str, until: str) -> list[bytes]:
+        """The lines of the API server's own log between two moments."""
+        folder = self.node.files / _LOG
+        paths = sorted(folder.glob("*.log"))
+        lines = (line for path in paths for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n"))
+        return [line for line in lines if since <= json.loads(line)["stageTimestamp"] < until]
+
+    def planned(self) -> Setup:
+        """The resources of the cluster, as `explain` is given them."""
+        path = self.cluster.folder / "resources.yaml"
+        documents = [
+            {"apiVersion": item["apiVersion"], "kind": item["kind"], "spec": item["spec"]}
+            | {"metadata": {key: item["metadata"][key] for key in ("name", "namespace") if key in item["metadata"]}}
+            for item in self.resources()
+        ]
+        path.write_text(yaml.safe_dump_all(documents))
+        setup = load_setup([str(path)], Setting())
+        assert not setup.problems
+        return setup
+
+    def held_to_explain(self, since: str, seconds: float = 120) -> int:
+        """Wait until every sink has what `explain` says of what the API server wrote down; how many events that was.
+
+        Nothing may be missing, and nothing there that does not belong: at least once, so twice is not an error.
+        """
+        until = moment()
+        time.sleep(0.9)  # what was before `until` may not be written down yet
+        lines = self.witness(since, until)
+        for sink, wanted in expected(self.planned(), lines).items():
+            collector = self.collectors[sink]
+
+            def missing(wanted: Any = wanted, collector: Outside = collector) -> list[Any]:
+                return sorted(wanted.keys() - {*map(name_of, list(collector.events))})
+
+            with contextlib.suppress(AssertionError):
+                wait_for(lambda: not missing(), "all is there", seconds=seconds)
+            assert missing() == [], f"{sink} lacks {len(missing())} of {len(wanted)}"
+            known = {name_of(json.loads(line)) for line in lines}
+            names = {name_of(event) for event in collector.events if since <= event["stageTimestamp"] < until}
+            assert names & known == wanted.keys()
+        return len(lines)
+
+    @contextlib.contextmanager
+    def load(self) -> Iterator[None]:
+        """Requests of many kinds, one after the other, until the end of the block."""
+        stop = threading.Event()
+
+        def requests() -> None:
+            number = 0
+            while not stop.is_set() and number < 20_000:
+                with contextlib.suppress(OSError):
+                    traffic(self.api, number)
+                number += 20
+
+        thread = threading.Thread(target=requests, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    # --- things that happen ------------------------------------------------------------------------------------------
+
+    def kill(self, words: str) -> int:
+        """SIGKILL to the processes with these words in their command line; how many there were."""
+        pids = self.node.processes(words)
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return len(pids)
+
+    def volume(self, pod: Json) -> str:
+        """Where a receiver's volume is, on the node."""
+        claim = must(self.api.request("GET", f"{_CORE}/persistentvolumeclaims/state-{pod['metadata']['name']}"))
+        return f"{VOLUMES}/{claim['spec']['volumeName']}"
+
+    # --- README ------------------------------------------------------------------------------------------------------
+
+    def follow_readme(self) -> list[str]:
+        """Put the API server under audit by "On API servers, by hand"; the lines that its ``diff`` shows."""
+        shown: list[str] = []
+        with self.node.shell() as shell:
+            for block in readme("From the cluster, with kubeadm"):
+                output, failed = shell.run(block)
+                if "diff manifests/" in block:  # which is to show something, and then fails
+                    shown = [line for line in output.splitlines() if line.startswith(("<", ">"))]
+                    failed = [command for command in failed if not command.startswith("diff ")]
+                assert not failed, output
+                if ">kubeadm-config.yaml" in block:
+                    self._edit()
+        return shown
+
+    def _edit(self) -> None:
+        """What a person does with an editor: entries of the same name are replaced."""
+        folder = self.node.files / "etc/kubernetes"
+        config, ours = (
+            yaml.safe_load((folder / name).read_text()) for name in ("kubeadm-config.yaml", "audit-kubeadm.yaml")
+        )
+        server = config["apiServer"]
+        for key in ("extraArgs", "extraVolumes"):
+            added = ours["apiServer"][key]
+            names = {each["name"] for each in added}
+            server[key] = [each for each in server.get(key) or () if each["name"] not in names] + added
+        (folder / "kubeadm-config.yaml").write_text(yaml.safe_dump(config))
+
+
+def readme(section: str) -> list[str]:
+    """The commands of a section of README, block by block, as they stand there."""
+    text = (ROOT / "README.md").read_text().partition(f"### {section}\n")[2].partition("\n##")[0]
+    blocks = re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert blocks, section
+    return blocks
+
+
+def is_ready(pod: Json) -> bool:
+    conditions = {each["type"]: each["status"] for each in pod["status"].get("conditions", ())}
+    return conditions.get("Ready") == "True" and "deletionTimestamp" not in pod["metadata"]
+
+
+def statuses(pod: Json) -> list[Json]:
+    found: list[Json] = pod["status"].get("containerStatuses", [])
+    return found
+
+
+def moment() -> str:
+    """Now, as a stageTimestamp."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def baseline() -> Json:
+    """What README begins with."""
+    return policy("baseline", "siem", rules=[], preset="CIS")
+
+
+def bodies() -> Json:
+    """Bodies of Secrets and ConfigMaps, to be redacted on the way; and the rest of what is done in a namespace."""
+    kept = [{"group": "", "resources": ["secrets", "configmaps"]}]
+    rules = [
+        {"level": "RequestResponse", "resources": kept, "namespaces": ["default"]},
+        {"level": "Request", "verbs": ["create"], "namespaces": ["default"]},
+        {"level": "Metadata", "namespaces": ["default"]},
+    ]
+    return policy("bodies", "changes", rules=rules, omitManagedFields=True)

@@ -1,0 +1,64 @@
+"""One cluster of real nodes for all tests of a run; without one they are skipped, saying how to get it."""
+
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nodes import images
+from nodes.audited import IMAGE, Audited
+from nodes.cluster import NodeCluster, node_cluster
+
+ROOT = Path(__file__).parents[2]
+KEPT = ROOT / "build" / "e2e-nodes"
+"""Where logs stay when a test fails."""
+
+
+@pytest.fixture(scope="session")
+def helm() -> str:
+    found = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "get-helm", "--find"], capture_output=True, text=True, check=False
+    )
+    if found.returncode:
+        pytest.skip(found.stderr.strip())
+    return found.stdout.strip()
+
+
+@pytest.fixture(scope="session")
+def image() -> Path:
+    """The project's image, of the code as it is now."""
+    try:
+        return images.project(f"{IMAGE}:0.1.0")
+    except LookupError as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="session")
+def nodes(request: pytest.FixtureRequest, image: Path) -> Iterator[NodeCluster]:
+    """A cluster of one node that has the image."""
+    with contextlib.ExitStack() as stack:
+        try:
+            cluster = stack.enter_context(node_cluster())
+        except LookupError as missing:
+            pytest.skip(str(missing))
+        cluster.load_image(image)
+        yield cluster
+        if request.session.testsfailed:
+            folder = KEPT / time.strftime("%Y%m%d-%H%M%S")
+            cluster.keep_logs(folder)
+            print(f"\nlogs of nodes and pods: {folder}")
+
+
+@pytest.fixture(scope="session")
+def cluster(nodes: NodeCluster, helm: str) -> Iterator[Audited]:
+    """The cluster, and sinks outside of it; the chart is not installed."""
+    found = Audited(nodes, helm)
+    for collector in found.collectors.values():
+        collector.start()
+    yield found
+    for collector in found.collectors.values():
+        collector.stop()

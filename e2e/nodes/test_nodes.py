@@ -1,0 +1,196 @@
+"""Where users run it: the packaged chart in real pods, an API server put under audit by hand, and what befalls nodes.
+
+One story, in the order of the file: each test finds the cluster as the one before left it.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from clusters import backend
+from nodes.audited import SECRET, SINKS, Audited, baseline, bodies, is_ready, moment, statuses
+from operators import NAMESPACE, must, wait_for
+
+OPERATOR = f"system:serviceaccount:{NAMESPACE}:audit-operator"
+
+
+@pytest.fixture(scope="module")
+def installed(cluster: Audited) -> Audited:
+    """The chart as it is published, and nothing else: no policy, no sink."""
+    cluster.install(cluster.package())
+    cluster.wait_for_pods("operator")
+    return cluster
+
+
+@pytest.fixture(scope="module")
+def shown(installed: Audited) -> list[str]:
+    """What README's diff shows before the API server is put under audit; afterwards it is."""
+    installed.apply(*(installed.sink(name) for name in SINKS), baseline(), bodies())
+    installed.wait_for_pods("receiver")
+    installed.wait(bodies(), "Delivering")
+    lines = installed.follow_readme()
+    installed.wait(backend(), "EventsFlowing", seconds=120)
+    return lines
+
+
+@pytest.fixture
+def audited(installed: Audited, shown: list[str]) -> Iterator[Audited]:
+    """An API server under audit, and everything well, before the test and after it."""
+    installed.wait(backend(), "Ready")
+    yield installed
+    installed.wait_for_pods("operator")
+    installed.wait_for_pods("receiver")
+    for document in (backend(), *(installed.sink(name) for name in SINKS), baseline(), bodies()):
+        installed.wait(document, "Ready")
+
+
+def test_the_packaged_chart_runs_in_real_pods_and_the_first_policy_is_ready_within_seconds(installed: Audited) -> None:
+    first = baseline()
+    first["spec"].pop("sinks")
+    applied = time.monotonic()
+    installed.apply(first)
+    installed.wait(first, "Ready", seconds=5)
+    assert time.monotonic() - applied < 5
+    pods = installed.wait_for_pods("receiver")
+    installed.wait(backend(), "Ready")
+    for pod in (*pods, *installed.pods("operator")):
+        assert [each["restartCount"] for each in statuses(pod)] == [0], installed.log(pod)
+    # As its own user, which has no name in the image, without a root file system to write to, and no rights.
+    pids = installed.node.processes("audit-operator receive") + installed.node.processes("audit-operator run")
+    assert len(pids) == 4
+    for pid in pids:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        fields = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+        assert set(fields["Uid"].split()) == {"65532"}
+        assert int(fields["CapEff"], 16) == 0
+        assert fields["NoNewPrivs"] == "1"
+        assert fields["Seccomp"] == "2"
+    # The volume became the receivers' own by fsGroup.
+    listed = installed.node.run("stat", "-c", "%g", installed.volume(pods[0])).stdout.split()
+    assert listed[0] == "65532"
+
+
+def test_readmes_steps_put_the_api_server_under_audit_and_change_nothing_else(
+    installed: Audited, shown: list[str]
+) -> None:
+    assert any("--audit-webhook-config-file=" in line for line in shown)
+    for line in shown:
+        ours = ("audit", "hostPath:", "path:", "type: Directory", "readOnly: true")
+        assert line.startswith("> "), line
+        assert any(word in line for word in ours), line
+    since = moment()
+    with installed.load():
+        time.sleep(0.9)
+    assert installed.held_to_explain(since) > 100
+    config = must(installed.api.request("GET", "/api/v1/namespaces/kube-system/configmaps/kubeadm-config"))
+    assert "audit-policy-file" in config["data"]["ClusterConfiguration"]
+
+
+def test_no_value_of_a_secret_leaves_the_cluster(audited: Audited) -> None:
+    since = moment()
+    with audited.load():
+        time.sleep(0.9)
+    audited.held_to_explain(since)
+    texts = {name: json.dumps(audited.collectors[name].events) for name in SINKS}
+    assert all(len(text) > 10_000 for text in texts.values())
+    for text in texts.values():
+        assert SECRET not in text
+        assert "aHVudGVyMg" not in text
+    # Without redaction it would have: the API server's own file has bodies.
+    assert any(SECRET.encode() in line or b"aHVudGVyMg" in line for line in audited.witness(since, moment()))
+
+
+def test_what_the_operator_does_to_its_own_lease_is_not_recorded(audited: Audited) -> None:
+    """Twice every few seconds, for ever."""
+    time.sleep(0.9)
+    leases = [
+        event
+        for event in audited.collectors["siem"].events
+        if event.get("objectRef", {}).get("resource") == "leases" and event["user"]["username"] == OPERATOR
+    ]
+    assert leases == []
+
+
+def test_receivers_that_are_killed_lose_nothing_that_they_acknowledged(audited: Audited) -> None:
+    since, before = moment(), audited.restarts("receiver")
+    with audited.load():
+        for _ in range(2):
+            assert audited.kill("audit-operator receive") == 2
+            audited.wait_for_pods("receiver")
+    assert audited.restarts("receiver") >= before + 4
+    assert audited.held_to_explain(since) > 100
+
+
+def test_an_operator_that_is_killed_or_deleted_is_replaced_and_tells_the_truth(audited: Audited) -> None:
+    since = moment()
+    with audited.load():
+        assert audited.kill("audit-operator run") == 2
+        wait_for(lambda: len(audited.node.processes("audit-operator run")) == 2, "both are started again", seconds=60)
+        audited.wait_for_pods("operator")
+        audited.kubectl("delete", "pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=operator")
+        audited.wait_for_pods("operator")
+        sink = audited.sink("changes")
+        audited.collectors["changes"].stop()
+        audited.wait(sink, "Delivering", "False", "Unreachable")
+        audited.wait(bodies(), "Delivering", "False", "Unreachable")
+        audited.collectors["changes"].start()
+        audited.wait(sink, "Delivering")
+    assert audited.held_to_explain(since) > 100
+
+
+def test_a_restarted_kubelet_disturbs_nothing(audited: Audited) -> None:
+    since, before = moment(), audited.restarts("receiver") + audited.restarts("operator")
+    with audited.load():
+        audited.node.restart_kubelet()
+        time.sleep(0.9)
+        audited.wait_for_pods("receiver")
+    assert audited.restarts("receiver") + audited.restarts("operator") == before
+    assert audited.held_to_explain(since) > 100
+
+
+def test_draining_a_node_never_takes_the_last_receiver(audited: Audited) -> None:
+    since = moment()
+    with audited.load():
+        said = audited.kubectl(
+            *("drain", audited.node.name, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=40s"), ok=False
+        )
+        assert "would violate the pod's disruption budget" in said
+        assert len(audited.ready("receiver")) == 1
+        assert audited.ready("operator")
+        audited.kubectl("uncordon", audited.node.name)
+        audited.wait_for_pods("receiver")
+    assert audited.held_to_explain(since) > 100
+
+
+def test_a_receiver_whose_volume_is_full_says_so_and_the_other_takes_over(audited: Audited) -> None:
+    pod = audited.ready("receiver")[0]
+    name, ballast = pod["metadata"]["name"], f"{audited.volume(pod)}/ballast"
+    since = moment()
+    with audited.load():
+        audited.node.run("dd", "if=/dev/zero", f"of={ballast}", "bs=1M", check=False)
+        found = audited.wait(backend(), "ReceiverReady", "False", "NotTakingEvents", seconds=120)
+        assert name in found["message"]
+        assert len(audited.ready("receiver")) >= 1
+        audited.node.run("rm", ballast)
+        audited.wait(backend(), "ReceiverReady")
+    assert audited.held_to_explain(since) > 100
+
+
+def test_a_changed_credential_reaches_a_receiver_through_its_volume(audited: Audited) -> None:
+    """Secret volumes as kubelets keep them: symlinks that are replaced, up to a minute and a half later."""
+
+
+def test_uninstalling_leaves_nothing_running_and_the_api_server_serving(audited: Audited) -> None:
+    assert is_ready(audited.pods("receiver")[0])
+    before = must(audited.api.request("GET", "/api/v1/namespaces/kube-system/pods"))["items"]
+    audited.uninstall()
+    since = moment()
+    with audited.load():
+        time.sleep(0.9)
+    assert len(audited.witness(since, moment())) > 100
+    assert audited.api.request("GET", "/readyz").ok
+    after = must(audited.api.request("GET", "/api/v1/namespaces/kube-system/pods"))["items"]
+    assert [pod["metadata"]["uid"] for pod in before] == [pod["metadata"]["uid"] for pod in after]
