@@ -125,7 +125,7 @@ def running(flags: Sequence[str] = ()) -> Iterator[ApiServer]:
         with _proxy(kubeconfig) as server:
             yield server
         return
-    if find_binaries() is None and not flags and _kind_works():
+    if find_binaries() is None and not flags and kind_works():
         with _kind() as server:
             yield server
         return
@@ -240,7 +240,7 @@ def find_binaries() -> Path | None:
     return found[-1].parent if found else None
 
 
-def _kind_works() -> bool:
+def kind_works() -> bool:
     if not (shutil.which("kind") and shutil.which("kubectl") and shutil.which("docker")):
         return False
     return subprocess.run(["docker", "info"], capture_output=True, check=False).returncode == 0

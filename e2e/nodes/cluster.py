@@ -11,17 +11,21 @@ import os
 import shutil
 import subprocess
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
 
-from apiserver import ApiServer, Json, find_binaries
+from apiserver import Json, find_binaries
 from nodes import images
 from nodes.images import REPOSITORY
 from nodes.namespaces import Process, Space
 from nodes.node import PAUSE, POD_NETWORK, VOLUMES, Node, remove_cgroup
+from nodes.real import RealCluster
+
+T = TypeVar("T")
 
 GATEWAY = "10.99.0.1"
 """Of the nodes' network: etcd, the load balancer, and whatever a test lets listen there."""
@@ -54,21 +58,32 @@ def missing(nodes: int = 1) -> str:
     return f"real nodes need {', '.join(lacking)}: {_HOW_TO_GET_THEM}" if lacking else ""
 
 
-class NodeCluster:
-    """A running cluster. ``api``: as its administrator; ``nodes``: its machines, all of them control-plane nodes."""
+class NodeCluster(RealCluster):
+    """In namespaces of this machine; all nodes are control-plane nodes."""
 
-    def __init__(self, folder: Path, name: str, count: int) -> None:
-        found = find_binaries()
-        assert found is not None
-        self.binaries = found
+    gateway = GATEWAY
+
+    def __init__(self, folder: Path, count: int, binaries: Path) -> None:
         self.folder = folder
-        self.name = name
+        self.name = folder.name
+        self.kubectl = binaries / "kubectl"
+        self.binaries = binaries
         self.nodes: list[Node] = []
-        self.gateway = GATEWAY
         self._stack = contextlib.ExitStack()
         self._count = count
         self.world: Space
-        self.api: ApiServer
+
+    def within(self, function: Callable[[], T]) -> T:
+        return self.world.call(function)
+
+    def keep_logs(self, target: Path) -> None:
+        for path in (*self.folder.glob("*.log"), *self.folder.glob("*/logs/*.log")):
+            (target / path.relative_to(self.folder).parent).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target / path.relative_to(self.folder))
+        for node in self.nodes:
+            pods = node.files / "var/log/pods"
+            if pods.exists():
+                shutil.copytree(pods, target / node.name / "pods", dirs_exist_ok=True, ignore_dangling_symlinks=True)
 
     # --- starting ----------------------------------------------------------------------------------------------------
 
@@ -97,12 +112,12 @@ class NodeCluster:
             node.route(self.nodes)
         self._init(self.nodes[0], endpoint)
         port = self._stack.enter_context(self.world.forwarded(endpoint, 6443))
-        self.api = self._administrator(port)
+        self.api = self.administrator(f"https://127.0.0.1:{port}")
         for node in self.nodes[1:]:
             self._join(node, endpoint)
         for node in self.nodes:
             node.start_kube_proxy()
-        self._wait_for_nodes()
+        self.wait_for_nodes()
         self._volumes()
 
     def close(self) -> None:
@@ -119,8 +134,13 @@ class NodeCluster:
             "--unsafe-no-fsync",
             "--log-level=error",
         )
-        asked = ["curl", "-sf", f"{url}/health"] if shutil.which("curl") else [self.binaries / "etcdctl", "version"]
-        process.wait_until(lambda: self.world.run(*asked, check=False).returncode == 0, "etcd answers", 60)
+
+        def answers() -> bool:
+            with contextlib.suppress(OSError):
+                return bool(urllib.request.urlopen(f"{url}/health", timeout=5).status == 200)
+            return False
+
+        process.wait_until(lambda: self.within(answers), "etcd answers", 60)
 
     def _haproxy(self) -> None:
         servers = "\n".join(
@@ -220,33 +240,6 @@ class NodeCluster:
         process = node.kubeadm("join", f"--config={self._configure(node, [join])}", "--v=1")
         assert process.wait(400) == 0, process.tail()
 
-    def _administrator(self, port: int) -> ApiServer:
-        """Kubernetes' own way to be somebody with a token."""
-        node = self.nodes[0]
-        kubectl = ("kubectl", "--kubeconfig=/etc/kubernetes/admin.conf", "--namespace=kube-system")
-        node.run(*kubectl, "create", "serviceaccount", "e2e")
-        account = "--serviceaccount=kube-system:e2e"
-        node.run(*kubectl, "create", "clusterrolebinding", "e2e", "--clusterrole=cluster-admin", account)
-        token = node.run(*kubectl, "create", "token", "e2e", "--duration=24h").stdout.strip()
-        authority = self.folder / "ca.crt"
-        shutil.copy(node.files / "etc/kubernetes/pki/ca.crt", authority)
-        return ApiServer(f"https://127.0.0.1:{port}", token, authority)
-
-    def _wait_for_nodes(self, seconds: float = 180) -> None:
-        until = time.monotonic() + seconds
-        while True:
-            items = self.api.request("GET", "/api/v1/nodes").body.get("items", ())
-            ready = [
-                item["metadata"]["name"]
-                for item in items
-                if {"type": "Ready", "status": "True"}.items()
-                <= next((each for each in item["status"].get("conditions", ()) if each["type"] == "Ready"), {}).items()
-            ]
-            if len(ready) == len(self.nodes):
-                return
-            assert time.monotonic() < until, f"ready within {seconds} s: {ready}"
-            time.sleep(0.5)
-
     def _volumes(self) -> None:
         """A default StorageClass, and the nodes' volumes, each for one claim: nobody empties them for the next."""
         name = "local"
@@ -280,57 +273,20 @@ class NodeCluster:
                 },
             )
 
-    # --- using -------------------------------------------------------------------------------------------------------
-
-    def apply(self, collection: str, document: Json) -> Json:
-        """Server-side apply, as the administrator; what comes of it."""
-        answer = self.api.apply(f"{collection}/{document['metadata']['name']}", document)
-        assert answer.ok, answer.body
-        return answer.body
-
-    def load_image(self, archive: Path) -> None:
-        """So that pods of every node can run it."""
-        for node in self.nodes:
-            node.load_image(archive)
-
-    def kubeconfig(self) -> Path:
-        """The administrator's, for programs of this machine."""
-        path = self.folder / "kubeconfig"
-        cluster = {"server": self.api.url, "certificate-authority": str(self.api.ca)}
-        config = {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": "e2e",
-            "clusters": [{"name": "e2e", "cluster": cluster}],
-            "users": [{"name": "e2e", "user": {"token": self.api.token}}],
-            "contexts": [{"name": "e2e", "context": {"cluster": "e2e", "user": "e2e"}}],
-        }
-        path.write_text(json.dumps(config))  # JSON is YAML
-        path.chmod(0o600)
-        return path
-
-    def keep_logs(self, target: Path) -> None:
-        """Copy what says why something failed."""
-        for path in (*self.folder.glob("*.log"), *self.folder.glob("*/logs/*.log")):
-            (target / path.relative_to(self.folder).parent).mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, target / path.relative_to(self.folder))
-        for node in self.nodes:
-            pods = node.files / "var/log/pods"
-            if pods.exists():
-                shutil.copytree(pods, target / node.name / "pods", dirs_exist_ok=True, ignore_dangling_symlinks=True)
-
 
 @contextlib.contextmanager
 def node_cluster(count: int = 1) -> Iterator[NodeCluster]:
     """A cluster of so many control-plane nodes. LookupError saying what is missing."""
-    if reason := missing(count):
+    binaries = find_binaries()
+    reason = missing(count)
+    if binaries is None or reason:
         raise LookupError(reason)
     _sweep()
     with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as name:
         folder = Path(name)
         with (folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            cluster = NodeCluster(folder, folder.name, count)
+            cluster = NodeCluster(folder, count, binaries)
             try:
                 cluster.start()
                 yield cluster

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from apiserver import kind_works
 from nodes import images
 from nodes.audited import IMAGE, Audited
-from nodes.cluster import NodeCluster, node_cluster
+from nodes.cluster import node_cluster
+from nodes.kind import kind_cluster
+from nodes.real import RealCluster
 
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "build" / "e2e-nodes"
@@ -38,13 +41,15 @@ def image() -> Path:
 
 
 @pytest.fixture(scope="session")
-def nodes(request: pytest.FixtureRequest, image: Path) -> Iterator[NodeCluster]:
+def nodes(request: pytest.FixtureRequest, image: Path) -> Iterator[RealCluster]:
     """A cluster of one node that has the image."""
     with contextlib.ExitStack() as stack:
         try:
-            cluster = stack.enter_context(node_cluster())
+            cluster: RealCluster = stack.enter_context(node_cluster())
         except LookupError as missing:
-            pytest.skip(str(missing))
+            if not kind_works():
+                pytest.skip(str(missing))
+            cluster = stack.enter_context(kind_cluster())
         cluster.load_image(image)
         yield cluster
         if request.session.testsfailed:
@@ -54,7 +59,7 @@ def nodes(request: pytest.FixtureRequest, image: Path) -> Iterator[NodeCluster]:
 
 
 @pytest.fixture(scope="session")
-def cluster(nodes: NodeCluster, helm: str) -> Iterator[Audited]:
+def cluster(nodes: RealCluster, helm: str) -> Iterator[Audited]:
     """The cluster, and sinks outside of it; the chart is not installed."""
     found = Audited(nodes, helm)
     for collector in found.collectors.values():

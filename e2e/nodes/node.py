@@ -4,13 +4,12 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from nodes.images import REPOSITORY
+from nodes.machine import Machine
 from nodes.namespaces import Process, Space
 
 POD_NETWORK = "10.244"
@@ -59,8 +58,10 @@ _ENVIRONMENT = ("PATH=/run/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root")
 _KUBELET_FLAGS = "/var/lib/kubelet/kubeadm-flags.env"
 
 
-class Node:
+class Node(Machine):
     """A machine of a cluster; ``number`` from 1. Its disk is in ``folder`` and outlives its processes."""
+
+    small_volumes = True
 
     def __init__(self, world: Space, number: int, cluster: Path, gateway: str, binaries: Path) -> None:
         self.name = f"cp{number}"
@@ -124,6 +125,9 @@ class Node:
         ports = {"type": "portmap", "capabilities": {"portMappings": True}}
         return {"cniVersion": "0.4.0", "name": "pods", "plugins": [bridge | {"ipam": ipam}, ports]}
 
+    def entered(self, command: Sequence[str]) -> list[str]:
+        return self.space.entered(["env", *_ENVIRONMENT, *command])
+
     # --- what runs on it ---------------------------------------------------------------------------------------------
 
     def _start(self, *command: str) -> Process:
@@ -170,28 +174,6 @@ class Node:
         self._processes.clear()
         remove_cgroup(self.cgroup)
 
-    # --- by hand -----------------------------------------------------------------------------------------------------
-
-    def run(self, *command: str, text: str | None = None, check: bool = True, seconds: float = 300) -> "Output":
-        """A command in a shell of root on the node."""
-        done = self.space.run("env", *_ENVIRONMENT, *command, text=text, check=check, seconds=seconds)
-        return Output(done.returncode, done.stdout, done.stderr)
-
-    @contextlib.contextmanager
-    def shell(self) -> "Iterator[Shell]":
-        """A shell of root on the node, in which one command follows another."""
-        shell = Shell(self.space.entered(["env", *_ENVIRONMENT, "bash"]))
-        try:
-            yield shell
-        finally:
-            shell.close()
-
-    def load_image(self, archive: Path) -> None:
-        with archive.open("rb") as file:
-            command = self.space.entered(["ctr", "--namespace=k8s.io", "images", "import", "-"])
-            done = subprocess.run(command, stdin=file, capture_output=True, text=True, timeout=600, check=False)
-        assert done.returncode == 0, done.stderr
-
     def kubeadm(self, *arguments: str) -> Process:
         """kubeadm, which makes kubelet's files first and then waits for it, as systemd would start it meanwhile."""
         process = self._start("kubeadm", *arguments)
@@ -200,76 +182,6 @@ class Node:
         if flags.exists():
             self.start_kubelet()
         return process
-
-    def processes(self, words: str) -> list[int]:
-        """Processes, those in containers too, whose command line has these words, as this process sees them."""
-        found = []
-        for pid in self._pids():
-            with contextlib.suppress(OSError):
-                if words in Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode():
-                    found.append(pid)
-        return found
-
-    def _pids(self) -> list[int]:
-        """Everything that has come from the node's first process, or was started in here by this one."""
-        numbers = [entry.name for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
-        own = Path(f"/proc/{self.space.pid}/ns/pid").stat().st_ino
-        found, parents = set(), {}
-        for name in numbers:
-            with contextlib.suppress(OSError):
-                parents[int(name)] = int(Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[1])
-                if Path(f"/proc/{name}/ns/pid").stat().st_ino == own:
-                    found.add(int(name))
-        while more := {pid for pid, parent in parents.items() if parent in found} - found:
-            found |= more
-        return sorted(found)
-
-
-class Shell:
-    """An interactive shell, but for what it says of itself."""
-
-    def __init__(self, command: Sequence[str]) -> None:
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        self._write("trap 'echo \"==failed $BASH_COMMAND\"' ERR")
-
-    def _write(self, text: str) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{text}\n")
-        self._process.stdin.flush()
-
-    def run(self, commands: str, seconds: float = 300) -> tuple[str, list[str]]:
-        """What the commands print, and those of them that failed. AssertionError if they take too long."""
-        timer = threading.Timer(seconds, self._process.kill)
-        timer.start()
-        self._write(f"{commands}\necho; echo ==done")
-        assert self._process.stdout is not None
-        lines, failed = [], []
-        try:
-            for line in self._process.stdout:
-                if line == "==done\n":
-                    return "".join(lines), failed
-                if line.startswith("==failed "):
-                    failed.append(line[9:].strip())
-                lines.append(line)
-        finally:
-            timer.cancel()
-        raise AssertionError(f"the shell ended in:\n{commands}\n{''.join(lines)}")
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=30)
-        self._process.stdout.close()
-
-
-class Output:
-    """What a command on a node did."""
-
-    def __init__(self, code: int, stdout: str, stderr: str) -> None:
-        self.code, self.stdout, self.stderr = code, stdout, stderr
 
 
 # --- cgroups ---------------------------------------------------------------------------------------------------------

@@ -6,11 +6,10 @@ One story, in the order of the file: each test finds the cluster as the one befo
 import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from clusters import backend
+from clusters import backend, secret
 from nodes.audited import SECRET, SINKS, Audited, baseline, bodies, is_ready, moment, statuses
 from operators import NAMESPACE, must, wait_for
 
@@ -62,12 +61,16 @@ def test_the_packaged_chart_runs_in_real_pods_and_the_first_policy_is_ready_with
     pids = installed.node.processes("audit-operator receive") + installed.node.processes("audit-operator run")
     assert len(pids) == 4
     for pid in pids:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        lines = installed.node.read(f"/proc/{pid}/status").splitlines()
         fields = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
         assert set(fields["Uid"].split()) == {"65532"}
         assert int(fields["CapEff"], 16) == 0
         assert fields["NoNewPrivs"] == "1"
         assert fields["Seccomp"] == "2"
+    said = installed.node.run("touch", f"/proc/{pids[0]}/root/here", check=False)
+    assert "Read-only file system" in said.stderr
+    if not installed.node.small_volumes:
+        return  # kind's are folders that fsGroup does not concern
     # The volume became the receivers' own by fsGroup.
     listed = installed.node.run("stat", "-c", "%g", installed.volume(pods[0])).stdout.split()
     assert listed[0] == "65532"
@@ -118,7 +121,7 @@ def test_receivers_that_are_killed_lose_nothing_that_they_acknowledged(audited: 
     since, before = moment(), audited.restarts("receiver")
     with audited.load():
         for _ in range(2):
-            assert audited.kill("audit-operator receive") == 2
+            assert audited.node.kill("audit-operator receive") == 2
             audited.wait_for_pods("receiver")
     assert audited.restarts("receiver") >= before + 4
     assert audited.held_to_explain(since) > 100
@@ -127,7 +130,7 @@ def test_receivers_that_are_killed_lose_nothing_that_they_acknowledged(audited: 
 def test_an_operator_that_is_killed_or_deleted_is_replaced_and_tells_the_truth(audited: Audited) -> None:
     since = moment()
     with audited.load():
-        assert audited.kill("audit-operator run") == 2
+        assert audited.node.kill("audit-operator run") == 2
         wait_for(lambda: len(audited.node.processes("audit-operator run")) == 2, "both are started again", seconds=60)
         audited.wait_for_pods("operator")
         audited.kubectl("delete", "pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=operator")
@@ -151,6 +154,49 @@ def test_a_restarted_kubelet_disturbs_nothing(audited: Audited) -> None:
     assert audited.held_to_explain(since) > 100
 
 
+def test_a_receiver_that_hangs_gets_no_events_and_is_started_again(audited: Audited) -> None:
+    """By its probes: kubelet's own."""
+    since, before = moment(), audited.restarts("receiver")
+    with audited.load():
+        hanging = audited.node.processes("audit-operator receive")[0]
+        audited.node.run("kill", "-STOP", hanging)
+        wait_for(lambda: len(audited.ready("receiver")) == 1, "it is not ready", seconds=60)
+        wait_for(lambda: audited.restarts("receiver") > before, "it is started again", seconds=180)
+        audited.wait_for_pods("receiver")
+    assert audited.held_to_explain(since) > 100
+
+
+def test_new_credentials_reach_receivers_through_their_volume(audited: Audited) -> None:
+    """Which a kubelet fills again, by exchanging a symlink, up to a minute and a half later."""
+    since = moment()
+    sink = audited.sink("changes", auth={"bearerToken": {"name": "changes", "key": "token"}})
+    audited.apply(secret("changes", token="first"), sink)
+    audited.collectors["changes"].token = "first"
+    with audited.load():
+        audited.wait(sink, "Delivering", seconds=150)
+        audited.collectors["changes"].token = "second"
+        audited.wait(sink, "Delivering", "False", "Unauthorized")
+        audited.apply(secret("changes", token="second"))
+        audited.wait(sink, "Delivering", seconds=150)
+    assert audited.held_to_explain(since) > 100
+    pid = audited.node.processes("audit-operator receive")[0]
+    listed = audited.node.run("ls", "-lan", f"/proc/{pid}/root/etc/audit-operator/credentials/").stdout
+    assert "..data -> ..20" in listed
+    audited.collectors["changes"].token = ""
+    audited.apply(audited.sink("changes"))
+
+
+def test_a_new_log_level_reaches_running_operators(audited: Audited) -> None:
+    before = [pod["metadata"]["uid"] for pod in audited.pods("operator")]
+    audited.helm(
+        *("upgrade", "audit-operator", audited.package(), "-n", NAMESPACE, "--reset-then-reuse-values"),
+        *("--set", "log.level=debug"),
+    )
+    pods = audited.pods("operator")
+    wait_for(lambda: all("log level is now debug" in audited.log(pod) for pod in pods), "the new level", seconds=150)
+    assert [pod["metadata"]["uid"] for pod in audited.pods("operator")] == before
+
+
 def test_draining_a_node_never_takes_the_last_receiver(audited: Audited) -> None:
     since = moment()
     with audited.load():
@@ -166,6 +212,8 @@ def test_draining_a_node_never_takes_the_last_receiver(audited: Audited) -> None
 
 
 def test_a_receiver_whose_volume_is_full_says_so_and_the_other_takes_over(audited: Audited) -> None:
+    if not audited.node.small_volumes:
+        pytest.skip("needs a volume that can be filled")
     pod = audited.ready("receiver")[0]
     name, ballast = pod["metadata"]["name"], f"{audited.volume(pod)}/ballast"
     since = moment()
@@ -177,10 +225,6 @@ def test_a_receiver_whose_volume_is_full_says_so_and_the_other_takes_over(audite
         audited.node.run("rm", ballast)
         audited.wait(backend(), "ReceiverReady")
     assert audited.held_to_explain(since) > 100
-
-
-def test_a_changed_credential_reaches_a_receiver_through_its_volume(audited: Audited) -> None:
-    """Secret volumes as kubelets keep them: symlinks that are replaced, up to a minute and a half later."""
 
 
 def test_uninstalling_leaves_nothing_running_and_the_api_server_serving(audited: Audited) -> None:
