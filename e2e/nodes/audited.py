@@ -265,6 +265,13 @@ class Audited(Cluster):
                     self._edit()
         return shown
 
+    def install_policy(self) -> None:
+        """What README says "When a policy changes"."""
+        with self.node.shell() as shell:
+            for block in readme("When a policy changes"):
+                output, failed = shell.run(block)
+                assert not failed, output
+
     def _edit(self) -> None:
         """What a person does with an editor: entries of the same name are replaced."""
         path = "/etc/kubernetes/kubeadm-config.yaml"
@@ -305,10 +312,11 @@ def baseline() -> Json:
     return policy("baseline", "siem", rules=[], preset="CIS")
 
 
-def bodies() -> Json:
+def bodies(*extra: Json) -> Json:
     """Bodies of Secrets and ConfigMaps, to be redacted on the way; and the rest of what is done in a namespace."""
     kept = [{"group": "", "resources": ["secrets", "configmaps"]}]
     rules = [
+        *extra,
         {"level": "RequestResponse", "resources": kept, "namespaces": ["default"]},
         {"level": "Request", "verbs": ["create"], "namespaces": ["default"]},
         {"level": "Metadata", "namespaces": ["default"]},

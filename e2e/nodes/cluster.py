@@ -166,7 +166,8 @@ class NodeCluster(RealCluster):
         return archives
 
     def _version(self) -> str:
-        command = [self.binaries / "kubeadm", "version", "-o", "short"]
+        kubeadm = str(self.binaries / "kubeadm")
+        command = [kubeadm, "version", "-o", "short"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     def _registration(self, node: Node) -> Json:

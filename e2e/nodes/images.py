@@ -16,6 +16,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "audit-operator-e2e"
@@ -88,9 +89,9 @@ def _put(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(member, io.BytesIO(content))
 
 
-def _finish(tar: tarfile.TarFile, index: dict[str, object], name: str) -> None:
+def _finish(tar: tarfile.TarFile, index: dict[str, Any], name: str) -> None:
     """The index, by which containerd finds the image and its name."""
-    (manifest,) = index["manifests"]  # type: ignore[misc]
+    (manifest,) = index["manifests"]
     manifest["annotations"] = {"io.containerd.image.name": name, "org.opencontainers.image.ref.name": name}
     _put(tar, "index.json", json.dumps(index).encode())
     _put(tar, "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')

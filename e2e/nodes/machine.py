@@ -96,7 +96,8 @@ class Shell:
         timer.start()
         self._write(f"{commands}\necho; echo ==done")
         assert self._process.stdout is not None
-        lines, failed = [], []
+        lines: list[str] = []
+        failed: list[str] = []
         try:
             for line in self._process.stdout:
                 if line == "==done\n":
