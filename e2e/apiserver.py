@@ -241,9 +241,14 @@ def find_binaries() -> Path | None:
 
 
 def kind_works() -> bool:
-    if not (shutil.which("kind") and shutil.which("kubectl") and shutil.which("docker")):
-        return False
-    return subprocess.run(["docker", "info"], capture_output=True, check=False).returncode == 0
+    """Whether there can be clusters in Docker."""
+    return bool(shutil.which("kind") and shutil.which("kubectl")) and docker_runs()
+
+
+def docker_runs() -> bool:
+    """Whether there is a Docker daemon to talk to."""
+    docker = shutil.which("docker")
+    return docker is not None and subprocess.run([docker, "info"], capture_output=True, check=False).returncode == 0
 
 
 @contextlib.contextmanager

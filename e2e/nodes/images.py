@@ -1,4 +1,4 @@
-"""Images for nodes, as OCI archives: of files of this machine, and the project's own, which buildah makes.
+"""Images for nodes, as archives: of files of this machine, and the project's own, which Docker or buildah makes.
 
 What takes long is kept in ``$XDG_CACHE_HOME/audit-operator-e2e`` (``~/.cache``), named by what it was made of.
 """
@@ -17,6 +17,8 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from apiserver import docker_runs
 
 ROOT = Path(__file__).parents[2]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "audit-operator-e2e"
@@ -112,8 +114,8 @@ rm -rf /usr/share/locale
 def project(name: str, source: Path = ROOT, *, more: str = "") -> Path:
     """The image that ``source``'s Dockerfile makes, from the cache if it is there. LookupError saying what is missing.
 
-    ``more``: lines for the end of the Dockerfile. Its base is what BASE names, where buildah can pull it, else one
-    that debootstrap makes.
+    ``more``: lines for the end of the Dockerfile. Without Docker, buildah makes it. Its base is what BASE names, where
+    that can be pulled, else one that debootstrap makes.
     """
     dockerfile = (source / "operator" / "Dockerfile").read_text() + more
     with _cache() as cache:
@@ -167,6 +169,16 @@ def _buildah(cache: Path, *arguments: str | Path, ok: bool = True) -> str:
 
 
 def _build(cache: Path, source: Path, dockerfile: str, name: str, archive: Path) -> None:
+    if docker_runs():
+        # It has its base, and what Dockerfiles build on, from where everybody has it.
+        build = ["docker", "build", "--quiet", f"--tag={name}", "--file=-", str(source)]
+        saved = archive.with_suffix(".new")
+        for command in (build, ["docker", "save", f"--output={saved}", name]):
+            done = subprocess.run(command, input=dockerfile, capture_output=True, text=True, timeout=1800, check=False)
+            if done.returncode:
+                raise LookupError(f"{' '.join(command)}: {(done.stdout + done.stderr)[-2000:]}")
+        saved.rename(archive)
+        return
     (base,) = re.findall(r"^ARG BASE=(\S+)$", dockerfile, re.MULTILINE)
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         recipe = Path(folder) / "Dockerfile"
