@@ -8,7 +8,7 @@ import re
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from apiserver import Json
 from audit_operator.cli.policies import Setting, Setup, load_setup
 from clusters import Cluster, policy, resource
 from nodes.images import REPOSITORY, ROOT
+from nodes.machine import Machine
 from nodes.node import VOLUMES
 from nodes.real import RealCluster
 from operators import NAMESPACE, condition, must, wait_for
@@ -76,18 +77,18 @@ class Collector:
 
 
 class Audited(Cluster):
-    """The cluster, its first node, what is installed in it, and the sinks outside of it."""
+    """The cluster, its nodes, what is installed in it, and the sinks outside of it."""
 
     def __init__(self, cluster: RealCluster, helm: str) -> None:
         super().__init__(cluster)  # type: ignore[arg-type]  # of a control plane it uses the API server only
         self.cluster = cluster
-        self.node = cluster.nodes[0]
+        self.nodes = cluster.nodes
         self._helm = helm
         self.collectors = {name: Collector(cluster, 9001 + number) for number, name in enumerate(SINKS)}
 
     # --- programs ----------------------------------------------------------------------------------------------------
 
-    def _run(self, program: str | Path, *arguments: str | Path, text: str | None = None, ok: bool = True) -> str:
+    def _run(self, program: str | Path, *arguments: str | Path, text: str | None = None, ok: bool | None = True) -> str:
         environment = {
             "HOME": str(self.cluster.folder),
             "KUBECONFIG": str(self.cluster.kubeconfig()),
@@ -98,13 +99,14 @@ class Audited(Cluster):
         done = subprocess.run(
             command, env=environment, input=text, capture_output=True, text=True, timeout=300, check=False
         )
-        assert (done.returncode == 0) == ok, f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}"
+        assert ok in (None, done.returncode == 0), f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}"
         return done.stdout + done.stderr
 
     def helm(self, *arguments: str | Path) -> str:
         return self._run(self._helm, *arguments)
 
-    def kubectl(self, *arguments: str, text: str | None = None, ok: bool = True) -> str:
+    def kubectl(self, *arguments: str, text: str | None = None, ok: bool | None = True) -> str:
+        """What it says. AssertionError unless it goes well, or fails for ``ok=False``; None takes either."""
         return self._run(self.cluster.kubectl, *arguments, text=text, ok=ok)
 
     # --- the chart ---------------------------------------------------------------------------------------------------
@@ -182,9 +184,9 @@ class Audited(Cluster):
 
     # --- loss --------------------------------------------------------------------------------------------------------
 
-    def witness(self, since: str, until: str) -> list[bytes]:
-        """The lines of the API server's own log between two moments."""
-        lines = self.node.read(_LOG).encode().splitlines(keepends=True)
+    def witness(self, since: str, until: str, nodes: Sequence[Machine] = ()) -> list[bytes]:
+        """The lines of the API servers' own logs between two moments; of all of them, or of those of ``nodes``."""
+        lines = [line for node in nodes or self.nodes for line in node.read(_LOG).encode().splitlines(keepends=True)]
         return [line for line in lines if line.endswith(b"\n") and since <= json.loads(line)["stageTimestamp"] < until]
 
     def planned(self) -> Setup:
@@ -200,14 +202,16 @@ class Audited(Cluster):
         assert not setup.problems
         return setup
 
-    def held_to_explain(self, since: str, *, exactly: bool = True, seconds: float = 120) -> int:
+    def held_to_explain(
+        self, since: str, *, exactly: bool = True, nodes: Sequence[Machine] = (), seconds: float = 120
+    ) -> int:
         """Wait until every sink has what `explain` says of what the API server wrote down; how many events that was.
 
         At least once: what is there twice is no error. ``exactly``: what does not belong there is one.
         """
         until = moment()
         time.sleep(0.9)  # what was before `until` may not be written down yet
-        lines = self.witness(since, until)
+        lines = self.witness(since, until, nodes)
         for sink, wanted in expected(self.planned(), lines).items():
             collector = self.collectors[sink]
 
@@ -244,44 +248,61 @@ class Audited(Cluster):
 
     # --- things that happen ------------------------------------------------------------------------------------------
 
+    def processes(self, words: str) -> list[tuple[Machine, str]]:
+        """Processes with these words in their command line, each with its node."""
+        return [(node, pid) for node in self.nodes for pid in node.processes(words)]
+
+    def kill(self, words: str) -> int:
+        """SIGKILL to all of these; how many there were."""
+        processes = self.processes(words)
+        for node, pid in processes:
+            node.run("kill", "-KILL", pid)
+        return len(processes)
+
+    def node_of(self, pod: Json) -> Machine:
+        return next(node for node in self.nodes if node.name == pod["spec"]["nodeName"])
+
     def volume(self, pod: Json) -> str:
-        """Where a receiver's volume is, on the node."""
+        """Where a receiver's volume is, on its node."""
         claim = must(self.api.request("GET", f"{_CORE}/persistentvolumeclaims/state-{pod['metadata']['name']}"))
         return f"{VOLUMES}/{claim['spec']['volumeName']}"
 
     # --- README ------------------------------------------------------------------------------------------------------
 
     def follow_readme(self) -> list[str]:
-        """Put the API server under audit by "On API servers, by hand"; the lines that its ``diff`` shows."""
+        """Put API servers under audit by "On API servers, by hand", node by node; the lines that ``diff`` shows."""
         shown: list[str] = []
-        with self.node.shell() as shell:
-            for block in readme("From the cluster, with kubeadm"):
-                output, failed = shell.run(block)
-                if "diff manifests/" in block:  # which is to show something, and then fails
-                    shown = [line for line in output.splitlines() if line.startswith(("<", ">"))]
-                    failed = [command for command in failed if not command.startswith("diff ")]
-                assert not failed, output
-                if ">kubeadm-config.yaml" in block:
-                    self._edit()
+        for node in self.nodes:
+            with node.shell() as shell:
+                for block in readme("From the cluster, with kubeadm"):
+                    output, failed = shell.run(block)
+                    if "diff manifests/" in block:  # which is to show something, and then fails
+                        shown += [line for line in output.splitlines() if line.startswith(("<", ">"))]
+                        failed = [command for command in failed if not command.startswith("diff ")]
+                    assert not failed, output
+                    if ">kubeadm-config.yaml" in block:
+                        _edit(node)
         return shown
 
     def install_policy(self) -> None:
         """What README says "When a policy changes"."""
-        with self.node.shell() as shell:
-            for block in readme("When a policy changes"):
-                output, failed = shell.run(block)
-                assert not failed, output
+        for node in self.nodes:
+            with node.shell() as shell:
+                for block in readme("When a policy changes"):
+                    output, failed = shell.run(block)
+                    assert not failed, output
 
-    def _edit(self) -> None:
-        """What a person does with an editor: entries of the same name are replaced."""
-        path = "/etc/kubernetes/kubeadm-config.yaml"
-        config, ours = (yaml.safe_load(self.node.read(each)) for each in (path, "/etc/kubernetes/audit-kubeadm.yaml"))
-        server = config["apiServer"]
-        for key in ("extraArgs", "extraVolumes"):
-            added = ours["apiServer"][key]
-            names = {each["name"] for each in added}
-            server[key] = [each for each in server.get(key) or () if each["name"] not in names] + added
-        self.node.write(path, yaml.safe_dump(config))
+
+def _edit(node: Machine) -> None:
+    """What a person does to kubeadm-config.yaml with an editor: entries of the same name are replaced."""
+    path = "/etc/kubernetes/kubeadm-config.yaml"
+    config, ours = (yaml.safe_load(node.read(each)) for each in (path, "/etc/kubernetes/audit-kubeadm.yaml"))
+    server = config["apiServer"]
+    for key in ("extraArgs", "extraVolumes"):
+        added = ours["apiServer"][key]
+        names = {each["name"] for each in added}
+        server[key] = [each for each in server.get(key) or () if each["name"] not in names] + added
+    node.write(path, yaml.safe_dump(config))
 
 
 def readme(section: str) -> list[str]:

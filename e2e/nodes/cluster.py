@@ -108,8 +108,6 @@ class NodeCluster(RealCluster):
                 node.load_image(archive)
         for archive in archives:
             archive.unlink()
-        for node in self.nodes:
-            node.route(self.nodes)
         self._init(self.nodes[0], endpoint)
         port = self._stack.enter_context(self.world.forwarded(endpoint, 6443))
         self.api = self.administrator(f"https://127.0.0.1:{port}")

@@ -1,6 +1,7 @@
 """One cluster of real nodes for all tests of a run; without one they are skipped, saying how to get it."""
 
 import contextlib
+import os
 import subprocess
 import sys
 import time
@@ -42,10 +43,10 @@ def image() -> Path:
 
 @pytest.fixture(scope="session")
 def nodes(request: pytest.FixtureRequest, image: Path) -> Iterator[RealCluster]:
-    """A cluster of one node that has the image."""
+    """A cluster that has the image: of one node, or of E2E_NODES."""
     with contextlib.ExitStack() as stack:
         try:
-            cluster: RealCluster = stack.enter_context(node_cluster())
+            cluster: RealCluster = stack.enter_context(node_cluster(int(os.environ.get("E2E_NODES", "1"))))
         except LookupError as missing:
             if not kind_works():
                 pytest.skip(str(missing))

@@ -88,7 +88,7 @@ class Node(Machine):
         return self.folder / "disk" / "own"
 
     def boot(self) -> None:
-        """Its namespaces, its network, containerd; and kubelet, if the node is in a cluster."""
+        """Its namespaces, its network, containerd; and kubelet and kube-proxy, if the node is in a cluster."""
         self.space = Space(self.name, self._world)
         self.space.script(_MACHINE, disk=self.folder / "disk", binaries=self._binaries, volumes=VOLUMES)
         link = f"veth{self.number}"
@@ -100,18 +100,16 @@ class Node(Machine):
         )
         self.space.script(_NETWORK, link=link, address=self.address, gateway=self._gateway)
         self._world.run("ip", "route", "replace", f"{self.pods}.0/24", "via", self.address)
+        for peer in {*range(1, 10)} - {self.number}:  # the way to others' pods
+            via = f"{self._gateway.rpartition('.')[0]}.{10 + peer}"
+            self.space.run("ip", "route", "replace", f"{POD_NETWORK}.{peer}.0/24", "via", via)
         make_cgroup(self.cgroup)
         (self.files / "etc/containerd/config.toml").write_text(_CONTAINERD)
         (self.files / "etc/cni/net.d/10-bridge.conflist").write_text(json.dumps(self._cni()))
         self.start_containerd()
         if (self.files / _KUBELET_FLAGS[1:]).exists():
             self.start_kubelet()
-
-    def route(self, others: "list[Node]") -> None:
-        """The way to other nodes' pods."""
-        for other in others:
-            if other is not self:
-                self.space.run("ip", "route", "replace", f"{other.pods}.0/24", "via", other.address)
+            self.start_kube_proxy()
 
     @property
     def pods(self) -> str:
