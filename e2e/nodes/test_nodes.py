@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from clusters import backend, secret
+from clusters import backend, policy, secret
 from nodes.audited import SECRET, SINKS, Audited, baseline, bodies, is_ready, moment, statuses
 from nodes.node import Node
 from operators import NAMESPACE, must, wait_for
@@ -201,8 +201,9 @@ def test_a_new_log_level_reaches_running_operators(audited: Audited) -> None:
 
 
 def test_a_policy_that_asks_for_more_is_in_force_once_readmes_steps_are_followed(audited: Audited) -> None:
-    nodes = [{"group": "", "resources": ["nodes"]}]
-    audited.apply(wider := bodies({"level": "RequestResponse", "verbs": ["list"], "resources": nodes}))
+    rules = [{"level": "RequestResponse", "verbs": ["list"], "resources": [{"group": "", "resources": ["nodes"]}]}]
+    wider = policy("wider", "changes", rules=rules)
+    audited.apply(wider)
     audited.wait(wider, "Delivering")
     must(audited.api.request("GET", "/api/v1/nodes"))
     audited.wait(wider, "Covered", "False", "NotCovered")
@@ -216,7 +217,7 @@ def test_a_policy_that_asks_for_more_is_in_force_once_readmes_steps_are_followed
         if event["stageTimestamp"] >= since and event["requestURI"] == "/api/v1/nodes"
     }
     assert levels == {"RequestResponse"}
-    audited.apply(bodies())
+    audited.delete(wider)
 
 
 def test_draining_nodes_never_takes_the_last_receiver(audited: Audited) -> None:
