@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -146,6 +146,12 @@ class Intake:
         for counters, known in ((self._not_covered, policies), (self.dropped, sinks), (self.limited, sinks)):
             for name in counters.keys() - set(known):
                 counters.pop(name)
+
+    def forget(self, policies: Iterable[str]) -> None:
+        """What was recorded for these before they were changed: it says nothing of what they ask for now."""
+        self.settle()
+        for name in policies:
+            self._not_covered.pop(name, None)
 
     def close(self) -> None:
         """Let the thread for what is large end."""
