@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.requirements-dev.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types contracts check generate bench e2e mutants lock clean
+.PHONY: help setup demo test lint types contracts check generate bench e2e e2e-nodes mutants lock clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -47,7 +47,11 @@ bench: $(STAMP) ## the tables of docs/benchmarks.md
 
 e2e: $(STAMP) ## against a real API server (e2e/README.md says how one is found)
 	@PYTHON=$(PYTHON) scripts/get-helm >/dev/null || true
-	$(BIN)/pytest e2e -q
+	$(BIN)/pytest e2e -q --ignore=e2e/nodes
+
+e2e-nodes: $(STAMP) ## in real pods on real nodes: containerd, kubelet and kubeadm in namespaces of this machine (needs root)
+	@PYTHON=$(PYTHON) scripts/get-helm >/dev/null || true
+	$(BIN)/pytest e2e/nodes -q
 
 mutants: $(STAMP) ## whether tests can fail: changes of the code, one at a time, that a test must notice (an hour)
 	$(BIN)/python scripts/mutants.py

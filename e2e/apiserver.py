@@ -125,7 +125,7 @@ def running(flags: Sequence[str] = ()) -> Iterator[ApiServer]:
         with _proxy(kubeconfig) as server:
             yield server
         return
-    if find_binaries() is None and not flags and _kind_works():
+    if find_binaries() is None and not flags and kind_works():
         with _kind() as server:
             yield server
         return
@@ -240,10 +240,15 @@ def find_binaries() -> Path | None:
     return found[-1].parent if found else None
 
 
-def _kind_works() -> bool:
-    if not (shutil.which("kind") and shutil.which("kubectl") and shutil.which("docker")):
-        return False
-    return subprocess.run(["docker", "info"], capture_output=True, check=False).returncode == 0
+def kind_works() -> bool:
+    """Whether there can be clusters in Docker."""
+    return bool(shutil.which("kind") and shutil.which("kubectl")) and docker_runs()
+
+
+def docker_runs() -> bool:
+    """Whether there is a Docker daemon to talk to."""
+    docker = shutil.which("docker")
+    return docker is not None and subprocess.run([docker, "info"], capture_output=True, check=False).returncode == 0
 
 
 @contextlib.contextmanager

@@ -337,6 +337,10 @@ def test_the_notes_promise_nothing_that_these_values_do_not_give() -> None:
     assert "create rolebinding" in notes(*values("tenants"))
     assert "create rolebinding" not in notes("--set", "backend.spec.tenants.enabled=true")
     assert "Tenants" not in notes()
+    assert "Before `helm uninstall`" in notes()
+    assert "Before `helm uninstall`" not in notes("--set", "backend.spec.webhook.enabled=false")
+    assert "refuse every request" in notes("--set", "backend.spec.webhook.mode=blocking-strict")
+    assert "refuse every request" not in notes()
 
 
 @pytest.mark.parametrize("name", NAMES)

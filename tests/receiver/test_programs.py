@@ -251,6 +251,27 @@ def test_series_of_what_is_gone_do_not_pile_up(tmp_path: Path) -> None:
     run(tmp_path, test, program())
 
 
+def test_that_less_was_recorded_than_a_policy_asked_for_is_forgotten_once_it_asks_for_less(tmp_path: Path) -> None:
+    lists = [RuleList(rules=(WireRule(level=level),)) for level in ("RequestResponse", "Metadata")]  # type: ignore[arg-type]
+    both = program(rules=lists, policies=[policy(), policy("other")])
+    less = program(rules=lists, policies=[policy(rule_list=1), policy("other")])
+
+    async def test(setup: Setup) -> None:
+        async def not_covered() -> Any:
+            return (await setup.status())["notCovered"]
+
+        assert await setup.post(event_list(event(1, level="Metadata"))) == 200
+        await eventually(not_covered, lambda found: found == {"audit-system/all": 1, "audit-system/other": 1})
+        assert await push(setup, less) == 200
+        assert await not_covered() == {"audit-system/other": 1}
+        # It counts anew.
+        assert await push(setup, both) == 200
+        assert await setup.post(event_list(event(2, level="Metadata"))) == 200
+        await eventually(not_covered, lambda found: found == {"audit-system/all": 1, "audit-system/other": 2})
+
+    run(tmp_path, test, both)
+
+
 def test_sinks_come_and_go(tmp_path: Path) -> None:
     both = program(sinks=[sink(), sink("other")], policies=[policy(sinks=["audit-system/siem", "audit-system/other"])])
 

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from audit_operator.render.apiserver import APISERVER
-from audit_operator.render.program import PolicyProgram, Program, SinkProgram
+from audit_operator.render.program import Program, SinkProgram, policies_of
 from audit_operator.render.report import DELIVERING, IDLE, SinkStatus, Status
 from audit_operator.render.status import Condition, counted, false, not_observed, see_sink, true, under_way, whose
 from audit_operator.render.tenants import Refusal
@@ -251,10 +251,10 @@ class Conditions:
 
     def __init__(self, found: Reported, wanted: Program, earlier: Mapping[str, Program]) -> None:
         self._found = found
-        self._policies = _parts(wanted)
+        self._policies = policies_of(wanted)
         self._sinks = _sinks(wanted)
         programs = {hash_: earlier.get(hash_) for hash_ in set(found.behind.values())}
-        self._old_policies = {hash_: _parts(each) for hash_, each in programs.items() if each is not None}
+        self._old_policies = {hash_: policies_of(each) for hash_, each in programs.items() if each is not None}
         self._old_sinks = {hash_: _sinks(each) for hash_, each in programs.items() if each is not None}
 
     def of(self, identity: Identity) -> Iterator[Condition]:
@@ -307,19 +307,6 @@ _NOT_COVERED: Final = (
     "in the last minutes API servers recorded events at a lower level than it asks for: they do not run the newest "
     f"policy file; install what ConfigMap {APISERVER} has"
 )
-
-_Part = tuple[object, PolicyProgram]
-
-
-def _parts(program: Program) -> dict[str, _Part]:
-    """What of a program is one policy's. The number of its list of rules says nothing."""
-    return {
-        f"{each.namespace}/{each.name}": (
-            program.rule_lists[each.rule_list],
-            msgspec.structs.replace(each, rule_list=0),
-        )
-        for each in program.policies
-    }
 
 
 def _sinks(program: Program) -> dict[str, SinkProgram]:

@@ -5,7 +5,7 @@ import logging
 import time
 import traceback
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -158,6 +158,12 @@ class Intake:
         for counters, known in ((self._not_covered, policies), (self.dropped, sinks), (self.limited, sinks)):
             for name in counters.keys() - set(known):
                 counters.pop(name)
+
+    def forget(self, policies: Iterable[str]) -> None:
+        """What was recorded for these before they were changed: it says nothing of what they ask for now."""
+        self.settle()
+        for name in policies:
+            self._not_covered.pop(name, None)
 
     def close(self) -> None:
         """Let the thread for what is large end."""

@@ -87,6 +87,7 @@ class Receiver:
         self.running = Running(Kept(self.journal, self.quarantine, self.metrics), surroundings, volume=options.journal)
         self.duplicates = Duplicates()
         self.intake = Intake(self.journal, self.quarantine, self.metrics, self.duplicates)
+        self.running.when_changed = self.intake.forget
         self.programs = Programs(options.program, options.journal, self.running)
         self.certificates = Certificates(options.certificates)
         self.clients = Clients(options.program.with_name(CLIENTS_FILE))

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from audit_operator.receiver.rates import Rates
 from audit_operator.receiver.reach import ANYWHERE, Reach
 from audit_operator.receiver.shares import Shares, divided, memory, name_of, of_a_tenant, shares, tenants
 from audit_operator.receiver.sinks import Surroundings
-from audit_operator.render.program import Program, SinkProgram
+from audit_operator.render.program import Program, SinkProgram, policies_of
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +74,8 @@ class Running:
         """Sink of a tenant -> events that were taken out of its log again, since the start: others joined, and its part
         of the journal became smaller.
         """
+        self.when_changed: Callable[[Iterable[str]], None] = lambda _: None
+        """Called with the policies that ask for something else, once they do."""
         self._refusal = ""
         self._full_volume = False
 
@@ -88,7 +90,9 @@ class Running:
             limits = divided_.logs
             for name in limits:
                 (await journal.log(name)).limit = limits[name]
+            earlier = policies_of(self.program) if self.program else {}
             self.program, self.deciding, self._shares = program, deciding, divided_
+            self.when_changed(name for name, now in policies_of(program).items() if earlier.get(name, now) != now)
             self._platform = platform_sinks(program)
             self._tenants = tenants(program)
             self._rates.allow(program.tenants.events_per_second if program.tenants else None, self._tenants)

@@ -164,6 +164,18 @@ class Program(_Wire, frozen=True):
     tenants: TenantProgram | None = None
 
 
+def policies_of(program: Program) -> dict[str, tuple[RuleList, PolicyProgram]]:
+    """``namespace/name`` -> what of a program is one policy's; equal for two programs in which it means the same."""
+    # The number of a list of rules says nothing: others come and go.
+    return {
+        f"{each.namespace}/{each.name}": (
+            program.rule_lists[each.rule_list],
+            msgspec.structs.replace(each, rule_list=0),
+        )
+        for each in program.policies
+    }
+
+
 class PolicyInput(NamedTuple):
     """An AuditPolicy ready to run: selectors resolved, a tenant's rules confined, sinks known and willing."""
 
