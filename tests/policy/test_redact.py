@@ -508,6 +508,12 @@ def test_a_patch_value_in_the_wrong_place_does_not_pass() -> None:
     assert redact(PATCH_SECRETS, requestObject=[operation]) == [operation | {"value": MASK}]
 
 
+def test_a_directive_of_a_patch_is_one_or_nothing() -> None:
+    for directive, after in (("replace", "replace"), ("merge", "merge"), ("x", MASK), ({"a": "x"}, MASK)):
+        patch = {"$patch": directive, "data": {"a": "y"}}
+        assert redact(PATCH_SECRETS, requestObject=patch) == {"$patch": after, "data": {"a": MASK}}
+
+
 @pytest.mark.parametrize("body", ["x", ["x"], 7, True])
 def test_a_body_that_is_no_object_does_not_pass(body: Any) -> None:
     assert redact(SECRETS, requestObject=body) == MASK

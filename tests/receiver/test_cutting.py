@@ -212,6 +212,18 @@ def test_an_error_quotes_no_secret_of_a_body_that_does_not_leave(level: Level) -
     assert cut_to(other, level)["responseStatus"] == status
 
 
+def test_what_is_remembered_of_a_status_that_names_an_object_holds_for_that_object_only() -> None:
+    def name(asked: str) -> Any:
+        details = {"name": "hunter2", "kind": "secrets", "uid": "6cda80ee-4a29-4373-8c4c-febb6f78ba28"}
+        ref = {"resource": "secrets", "namespace": "default", "name": asked, "apiVersion": "v1"}
+        uri = f"/api/v1/namespaces/default/secrets/{asked}"
+        status = {"metadata": {}, "status": "Success", "details": details, "code": 200}
+        raw = compact(event(1, level="Metadata", verb="delete", requestURI=uri, objectRef=ref, responseStatus=status))
+        return cut_to(raw, Level.METADATA)["responseStatus"]["details"]["name"]
+
+    assert [name("hunter2"), name("other"), name("hunter2")] == ["hunter2", "***", "hunter2"]
+
+
 def test_minimal_is_who_did_what_when() -> None:
     raw = compact(event(1, objectRef=None, user={}, responseStatus={"code": "odd"}, requestURI="/healthz"))
     assert cut_to(raw, Level.MINIMAL) == {
