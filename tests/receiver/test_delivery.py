@@ -293,6 +293,23 @@ def test_a_run_of_bad_events_blocks_no_good_ones(tmp_path: Path) -> None:
     assert sorted(collector.numbers) == list(range(60, 100))
 
 
+def test_an_event_in_doubt_is_not_lost_when_the_sink_has_no_time_for_the_question(tmp_path: Path) -> None:
+    answers = [*[status(400, b"no")] * 5, status(429, retry_after=0)]
+    collector = Collector(
+        lambda each: (answers.pop(0) if answers else status(400, b"no")) if number(each) == 3 else None
+    )
+
+    async def test(setup: Setup) -> None:
+        await post(setup, *range(10))
+        await eventually(lambda: len(collector.events) == 9)
+        await post(setup, 10)
+        await delivered(setup)
+        assert not answers
+        assert quarantined(setup) == [3]
+
+    run(collector.server, collector.sink, tmp_path, test)
+
+
 def test_a_refusal_waits_for_another_event_to_be_taken(tmp_path: Path) -> None:
     collector = Collector(lambda each: status(422, b"no") if number(each) == 0 else None)
 

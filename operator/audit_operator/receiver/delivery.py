@@ -120,7 +120,6 @@ class Condition:
         if news:
             self.since = time.time()
         self.error = self.message = ""
-        self.last_delivery = time.time()
         return news
 
 
@@ -525,6 +524,8 @@ class Worker:
             elif not await self._otherwise(sink, suspect.item):
                 await self._refuse([suspect.item], [f"{error}; that is so for this event alone, others are taken"])
         left.suspects = undecided
+        if not undecided:
+            self._well()  # what was said meanwhile was about these
 
     async def _otherwise(self, sink: Sink, item: Item) -> bool:
         """Whether the event is taken in another form."""
@@ -647,6 +648,7 @@ class Worker:
             self._passes += 1
             self._passed.set()
             self.condition.delivered += len(taken)
+            self.condition.last_delivery = time.time()
             self._metrics.delivered.labels(self.name).inc(len(taken))
             self._metrics.latency.observe(self.name, [item.timestamp for item in taken], time.time())
         refused = list(result.refused)
@@ -661,8 +663,8 @@ class Worker:
             await self._refuse([items[each.at] for each in refused], [each.reason for each in refused])
         left = [item for at, item in enumerate(items) if at in again]
         if not left:
-            if taken and self.condition.well():
-                self._lines.say(logging.INFO, "well", "%s: delivering again", self.name)
+            if taken:
+                self._well()
             return left, None
         if alike is not None and not result.retry:
             return left, alike
@@ -727,6 +729,10 @@ class Worker:
                 wait.cancel()
         if self._leaving.is_set():
             raise _LeavingError
+
+    def _well(self) -> None:
+        if self.condition.well():
+            self._lines.say(logging.INFO, "well", "%s: delivering again", self.name)
 
     def _say(self, error: str, message: str) -> None:
         self._metrics.errors.labels(self.name, error).inc()

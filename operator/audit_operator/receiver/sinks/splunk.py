@@ -25,6 +25,7 @@ from audit_operator.receiver.sinks import (
     Settings,
     Surroundings,
     ThrottledError,
+    TooLargeError,
     UnreachableError,
     filled,
     nanoseconds,
@@ -143,6 +144,8 @@ class Splunk:
             return
         try:
             said = _checked(await self._send("/ack", b'{"acks":[0]}', str(uuid.uuid4())))
+        except TooLargeError:
+            raise  # of a proxy, and not about this question
         except (MisconfiguredError, RefusedError) as error:
             self._unanswered.clear()  # it is off; what was taken without a number will have one once it is on
             raise MisconfiguredError(f"{_NO_NUMBER} ({error})") from None
