@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Self
 
 import zstandard
+from receiving import TAKEN
 from tls_certificates import Issued, authority, issued
 
 
@@ -105,6 +106,12 @@ def garbage() -> Fault:
 def endless() -> Fault:
     """A 500 whose body never ends."""
     return Fault("endless")
+
+
+def choosy(request: Request) -> Reply:
+    """Takes nothing but events of one user agent, and refuses every request that holds others."""
+    taken = TAKEN.encode()
+    return Reply() if all(taken in line for line in request.body.splitlines()) else Reply(400)
 
 
 def no_client_certificate() -> Fault:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gzip
 import io
+import itertools
 import json
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -225,3 +226,20 @@ async def eventually(what: Callable[[], Any], wanted: Callable[[Any], bool] = bo
             return found
         assert asyncio.get_running_loop().time() < end, f"still {found!r}"
         await asyncio.sleep(0.02)
+
+
+TAKEN = "taken by whoever is choosy"
+"""User agent of the only events that a choosy server takes."""
+
+
+async def until_refused_for_good(setup: Setup, sink: str, **like: Any) -> None:
+    """Until a sink's choosy server has taken or refused for good all that there is: it must take events now and then,
+    or what it refuses is not known to be about them. ``like``: of events that reach the sink.
+    """
+    log = setup.receiver.journal.logs[sink]
+    async with asyncio.timeout(60):
+        for number in itertools.count(7_000_000):
+            assert await setup.post(event_list(event(number, userAgent=TAKEN, **like))) == 200
+            await asyncio.sleep(0.05)
+            if not log.backlog:
+                return

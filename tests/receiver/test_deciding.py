@@ -113,8 +113,7 @@ def test_redactions_that_count(*, platforms: int, platform_redacts: bool, tenant
         tenants("guest", rule_list=KEEPS, redactions=(REDACTED,) if tenant_redacts else ()),
     ).routes
     raw = msgspec.Raw(b'{"kind":"Login","apiVersion":"example.com/v1","spec":{"password":"hunter2"}}')
-    nothing = msgspec.Raw()
-    result = route.wanted.redacting.redact(REQUEST, raw, nothing, nothing, nothing)
+    result = route.wanted.redacting.redact(REQUEST, None, {"requestObject": raw}, "")
     assert ("requestObject" in result.fields) == redacted
     assert b"hunter2" not in bytes(result.fields.get("requestObject") or b"")
 
@@ -124,14 +123,13 @@ def test_a_tenants_redactions_cannot_take_long_where_the_platforms_may() -> None
     paths = tuple(f"spec.a{number}" for number in range(100))
     many = msgspec.structs.replace(REDACTED, paths=paths)
     raw = msgspec.Raw(b'{"kind":"Login","apiVersion":"example.com/v1","spec":{"x":"' + b"x" * 300_000 + b'"}}')
-    nothing = msgspec.Raw()
     for policies, whole in (
         ((tenants("guest", redactions=(many,)),), False),
         ((policy("platform"), tenants("guest", redactions=(many,))), True),
         ((policy("platform", rule_list=METADATA), tenants("guest", redactions=(many,))), False),
     ):
         (route,) = plan(*policies).routes
-        result = route.wanted.redacting.redact(REQUEST, raw, nothing, nothing, nothing)
+        result = route.wanted.redacting.redact(REQUEST, None, {"requestObject": raw}, "")
         assert (result.failed == ()) == whole
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import uvloop
-from faults import FaultyServer, Reply
+from faults import FaultyServer, Reply, choosy
 from planted import HASH_KEY, MARK, RULES, events, revealed
-from receiving import Setup, event_list, eventually, policy, program, receiving, sink
+from receiving import Setup, event_list, eventually, policy, program, receiving, sink, until_refused_for_good
 from sink_cases import made, sink_program
 from test_sink_faults import DOUBLES
 from test_sink_syslog import Server
@@ -251,7 +251,7 @@ def test_no_secret_is_kept_or_told_by_a_receiver(tmp_path: Path, caplog: pytest.
     raws = list(PLANTED().values())[::8]
 
     async def run() -> None:
-        async with FaultyServer(lambda _: Reply(400, b"no"), tls=False) as refusing:
+        async with FaultyServer(choosy, tls=False) as refusing:
             url = f"http://127.0.0.1:{refusing.port}"
             names = ["siem", "ecs", "refusing", "away"]
             first = program(
@@ -273,8 +273,7 @@ def test_no_secret_is_kept_or_told_by_a_receiver(tmp_path: Path, caplog: pytest.
             logs = setup.receiver.journal.logs
             for name in ("siem", "ecs"):
                 await eventually(partial(_drained, logs[f"audit-system/{name}"]), seconds=60)
-            refused = tmp_path / "journal" / "quarantine" / "audit-system" / "refusing.jsonl"
-            await eventually(refused.exists, seconds=60)
+            await until_refused_for_good(setup, "audit-system/refusing")
             told = json.dumps(await setup.status()).encode()
             told += (await setup.ask("GET", "/metrics", name="kube-apiserver"))[1]
             assert not revealed(told)
