@@ -17,7 +17,8 @@ import yaml
 
 from apiserver import Json
 from audit_operator.cli.policies import Setting, Setup, load_setup
-from clusters import Cluster, policy, resource
+from audit_operator.render.objects import REVISION
+from clusters import Cluster, backend, policy, resource
 from nodes.images import REPOSITORY, ROOT
 from nodes.machine import Machine
 from nodes.node import VOLUMES
@@ -177,6 +178,22 @@ class Audited(Cluster):
             raise AssertionError(f"{error}\n{yaml.safe_dump(found)}\n{logs}") from None
         return condition(self.get(document), type_)
 
+    def remove(self, document: Json) -> None:
+        """Delete a policy, and wait until no receiver knows it."""
+        self.delete(document)
+        name = document["metadata"]["name"]
+
+        def gone() -> bool:
+            program, found = self.program(), condition(self.get(backend()), "ProgramInForce")
+            hash_ = self.child("ConfigMap", "audit-receiver-program")["metadata"]["annotations"][REVISION]  # type: ignore[index]
+            return (
+                all(each.name != name for each in program.policies)
+                and found.get("status") == "True"
+                and hash_ in found["message"]
+            )
+
+        wait_for(gone, f"receivers run a program without {name}")
+
     def sink(self, name: str, **http: Any) -> Json:
         retry = {"initialBackoff": "200ms", "maxBackoff": "2s"}
         target = {"url": self.collectors[name].url} | http
@@ -222,8 +239,8 @@ class Audited(Cluster):
                 wait_for(lambda: not missing(), "all is there", seconds=seconds)
             assert missing() == [], f"{sink} lacks {len(missing())} of {len(wanted)}"
             known = {name_of(json.loads(line)) for line in lines}
-            names = {name_of(event) for event in collector.events if since <= event["stageTimestamp"] < until}
-            assert not exactly or names & known == wanted.keys()
+            more = {name_of(event) for event in collector.events} & known - wanted.keys()
+            assert not exactly or not more, f"{sink} has {len(more)} that are not its: {sorted(more)[:3]}"
         return len(lines)
 
     @contextlib.contextmanager

@@ -217,7 +217,7 @@ def test_a_policy_that_asks_for_more_is_in_force_once_readmes_steps_are_followed
         if event["stageTimestamp"] >= since and event["requestURI"] == "/api/v1/nodes"
     }
     assert levels == {"RequestResponse"}
-    audited.delete(wider)
+    audited.remove(wider)
 
 
 def test_draining_nodes_never_takes_the_last_receiver(audited: Audited) -> None:
