@@ -220,6 +220,14 @@ def test_a_policy_that_asks_for_more_is_in_force_once_readmes_steps_are_followed
     audited.remove(wider)
 
 
+def test_a_policy_that_was_removed_gets_nothing_more(audited: Audited) -> None:
+    since = moment()
+    with audited.load():
+        time.sleep(0.9)
+        must(audited.api.request("GET", "/api/v1/nodes"))
+    assert audited.held_to_explain(since) > 100
+
+
 def test_draining_nodes_never_takes_the_last_receiver(audited: Audited) -> None:
     """As their volumes are the nodes' own, they wait for theirs to come back."""
     since = moment()
