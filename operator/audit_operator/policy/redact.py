@@ -1177,7 +1177,7 @@ def _packs_a_kind(raw: bytes) -> bool:
     return False
 
 
-_WRAPPED = re.compile(rb"\\+[nrt]|\s+")
+_WRAPPED = re.compile(rb"(?<!\\)\\++[nrt]|\s++")
 
 
 def _unpacked(text: bytes) -> bytes | None:

@@ -27,7 +27,6 @@ from audit_operator.resources.auditsink import (
     File,
     Gcs,
     GoogleCloudLogging,
-    Header,
     host_of,
 )
 from audit_operator.resources.meta import NamespaceChoice, quantity, walk
@@ -371,8 +370,6 @@ def _host_refusal(spec: AuditSinkSpec, tenants: Tenants) -> Refusal | None:
                 f"{path}.endpoint is for sinks in the operator's namespace, because receivers cannot check the "
                 "connections to it: leave it out",
             )
-        if isinstance(value, Header) and value.name.lower() == "host":
-            return Refusal("HeaderNotAllowed", f"{path} may not be Host: it would lead to another server than the URL")
     return None
 
 
