@@ -1,6 +1,7 @@
 """The CRDs on a real API server: taken without a word, and refusing exactly what the models refuse."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,10 @@ def test_what_the_models_accept_the_api_server_accepts(
     assert load_resource(answer.body).spec == ours.spec, "defaults differ"
 
 
+# "Invalid value: <message>"; of a text, the text comes first. An error of the whole object has the field <nil>.
+_INVALID = re.compile(r'\A[A-Za-z ]+: ("(\\.|[^"\\])*": )?')
+
+
 @pytest.mark.parametrize(("group", "spec", "name"), CASES)
 def test_a_broken_rule_is_refused_at_the_same_field_in_the_same_words(
     api: apiserver.ApiServer, crds: dict[str, Json], group: Json, spec: Json, name: str
@@ -101,8 +106,7 @@ def test_a_broken_rule_is_refused_at_the_same_field_in_the_same_words(
     answer = api.check(folder(group["kind"]), found)
 
     assert answer.status == 422, answer.body
-    # "Invalid value: <message>"; an error of the whole object has the field <nil>.
-    assert {(field.removeprefix("<nil>"), message.partition(": ")[2]) for field, message in answer.causes} == ours
+    assert {(field.removeprefix("<nil>"), _INVALID.sub("", message)) for field, message in answer.causes} == ours
 
 
 @pytest.mark.parametrize("found", INVALID)
