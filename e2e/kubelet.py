@@ -106,7 +106,7 @@ class Pod:
         mounts = {mount["mountPath"]: self._volumes[mount["name"]] for mount in self.container["volumeMounts"]}
         temporary = str(mounts.pop("/tmp"))
         command = inside(mounts, [*self.container.get("command", _ENTRYPOINT), *arguments], self.folder / "layer")
-        given = {each["name"]: each["value"] for each in self.container.get("env", ())}
+        given = {each["name"]: each.get("value", self.uid) for each in self.container.get("env", ())}
         environment = {"PATH": os.environ["PATH"], "HOSTNAME": self.name, "TMPDIR": temporary} | given
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)

@@ -348,7 +348,7 @@ def _content(found: Json) -> dict[str, bytes]:
 
 def _from_field(variable: Json) -> str:
     path: str = variable["valueFrom"]["fieldRef"]["fieldPath"]
-    return {"metadata.name": "pod-0", "metadata.namespace": "audit-system"}[path]
+    return {"metadata.name": "pod-0", "metadata.namespace": "audit-system", "metadata.uid": "uid-0"}[path]
 
 
 def _free_port() -> int:

@@ -105,8 +105,9 @@ def program(
 class Setup:
     """A receiver and its surroundings in one folder."""
 
-    def __init__(self, folder: Path, first: Program | None) -> None:
+    def __init__(self, folder: Path, first: Program | None, pod: str = "") -> None:
         self.folder = folder
+        self.pod = pod
         self.program_file = folder / "program.json"
         self.certificates = written(folder / "tls", issued("audit-receiver", "localhost"))
         name_clients(folder)
@@ -125,6 +126,7 @@ class Setup:
             receiver="audit-receiver-0",
             files=self.folder / "files",
             claims=self.folder / "claims",
+            pod=self.pod,
         )
 
     def mount(self, program: Program) -> None:
@@ -205,9 +207,9 @@ def client(name: str = "kube-apiserver", ca: str = "test CA") -> aiohttp.ClientS
 
 
 @contextlib.asynccontextmanager
-async def receiving(folder: Path, first: Program | None = None) -> AsyncIterator[Setup]:
+async def receiving(folder: Path, first: Program | None = None, pod: str = "") -> AsyncIterator[Setup]:
     """A receiver that listens."""
-    setup = Setup(folder, first if first is not None else program())
+    setup = Setup(folder, first if first is not None else program(), pod)
     await setup.receiver.start()
     try:
         yield setup

@@ -39,9 +39,9 @@ from audit_operator.render.program import (
 from audit_operator.render.report import ClientNames
 
 
-def run(folder: Path, test: Callable[[Setup], Coroutine[Any, Any, None]], first: Program) -> None:
+def run(folder: Path, test: Callable[[Setup], Coroutine[Any, Any, None]], first: Program, pod: str = "") -> None:
     async def whole() -> None:
-        async with receiving(folder, first) as setup:
+        async with receiving(folder, first, pod) as setup:
             await test(setup)
 
     uvloop.run(whole())
@@ -129,6 +129,53 @@ def test_the_file_of_before_a_push_does_not_come_back(tmp_path: Path) -> None:
 
     run(tmp_path, first, old)
     run(tmp_path, second, old)
+
+
+def test_what_was_removed_while_a_receiver_was_away_does_not_come_back_in_its_next_pod(tmp_path: Path) -> None:
+    """A policy came and went: the program is again what it was before, and a kubelet gives it to the new pod."""
+    before, between = at("Metadata"), at("RequestResponse")
+    wanted = text_hash(encode(before))
+
+    async def first(setup: Setup) -> None:
+        assert await push(setup, between) == 200
+
+    async def of_the_same_pod(setup: Setup) -> None:
+        assert await in_force(setup) == text_hash(encode(between))
+
+    async def as_removed(setup: Setup) -> None:
+        assert await in_force(setup) == wanted
+        await looked(setup)
+        assert await in_force(setup) == wanted
+
+    async def late_again(setup: Setup) -> None:
+        assert await push(setup, between) == 200
+        setup.mount(before)
+        await looked(setup)
+        assert await in_force(setup) == text_hash(encode(between))
+
+    run(tmp_path, first, before, "one")
+    run(tmp_path, of_the_same_pod, before, "one")
+    run(tmp_path, as_removed, before, "two")
+    run(tmp_path, as_removed, before, "two")
+    run(tmp_path, late_again, before, "two")
+    run(tmp_path, of_the_same_pod, before, "two")
+
+
+def test_a_file_that_cannot_run_leaves_a_new_pod_what_was_pushed_to_the_one_before(tmp_path: Path) -> None:
+    before, pushed = at("Metadata"), at("RequestResponse")
+
+    async def push_it(setup: Setup) -> None:
+        assert await push(setup, pushed) == 200
+
+    async def keep_it(setup: Setup) -> None:
+        assert await in_force(setup) == text_hash(encode(pushed))
+
+    async def until_it_can(setup: Setup) -> None:
+        assert await in_force(setup) == text_hash(encode(before))
+
+    run(tmp_path, push_it, before, "one")
+    run(tmp_path, keep_it, program(policies=[policy(sinks=["a/b"])]), "two")
+    run(tmp_path, until_it_can, before, "two")
 
 
 BROKEN: dict[str, bytes] = {

@@ -1,6 +1,7 @@
 """`audit-operator receive`: from options to the running receiver."""
 
 import logging
+import os
 import re
 import sys
 from datetime import UTC, datetime
@@ -31,6 +32,7 @@ def receive(*, program: str, journal: str, listen: str, certificates: str, metri
         receiver=receiver_name(),
         # Beside the journal, on the same volume: the program's limit counts both.
         files=Path(journal).parent / "files",
+        pod=os.environ.get("POD_UID", ""),
     )
     try:
         run(options)

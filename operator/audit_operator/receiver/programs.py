@@ -3,6 +3,9 @@
 The newest wins. The file follows a push with a delay, and in between may show a program that is older than the one in
 force; so what was pushed, and what was in force or in the file then, is remembered by its hash. A file that shows one
 of these is late; one that shows something else was changed by somebody else, and counts.
+
+In a new pod the file is late for nobody: a kubelet fetches it anew, after all that was pushed to the pod before. That
+may be what was in force long ago, as after a policy came and went while the receiver was away.
 """
 
 import asyncio
@@ -50,13 +53,17 @@ class Programs:
     Args:
         file: mounted; may be missing for a while.
         folder: of the journal: what was pushed is kept there.
+        pod: the UID of this receiver's; empty where there is none.
 
     """
 
-    def __init__(self, file: Path, folder: Path, running: Running) -> None:
+    def __init__(self, file: Path, folder: Path, running: Running, pod: str = "") -> None:
         self._file = file
         self._pushed = folder / "program.json"
         self._history = folder / "programs.pushed"
+        self._known_pod = folder / "programs.pod"
+        self._pod = pod
+        self._in_new_pod = bool(pod) and _text(self._known_pod) != pod
         self._running = running
         self._seen: object = None
         # One after the other: what came last must be in force last.
@@ -92,9 +99,14 @@ class Programs:
         self._seen = version
         with contextlib.suppress(ProgramError):
             hash_ = self._hash(text)
-            late = hash_ in self._hashes()
+            late = hash_ in self._hashes() and not self._in_new_pod
             if hash_ != self.state.hash and not (late and self.state.hash):
                 await self._apply(text, "file")
+            if self._in_new_pod:
+                with contextlib.suppress(OSError):  # the next look says it again
+                    replace(self._pushed, text, PRIVATE)
+                    replace(self._history, b"", PRIVATE)
+                    self._know_pod()
 
     async def push(self, text: bytes) -> None:
         """What the operator sends. In force, and on disk, when this comes back. Raises ProgramError, OSError."""
@@ -104,6 +116,8 @@ class Programs:
                 before.append(_hash(self._file.read_bytes()))
             await self._apply(text, "pushed")
             self._keep(text, before)
+            if self._in_new_pod:
+                self._know_pod()
 
     async def _apply(self, text: bytes, source: str) -> None:
         hash_ = self._hash(text)
@@ -125,11 +139,13 @@ class Programs:
         self.state.refused, self.state.refused_hash = why, hash_
         raise ProgramError(why)
 
+    def _know_pod(self) -> None:
+        """Last: until then this counts as the beginning of the pod."""
+        replace(self._known_pod, self._pod.encode(), PRIVATE)
+        self._in_new_pod = False
+
     def _hashes(self) -> list[str]:
-        try:
-            return self._history.read_text().split()
-        except (OSError, UnicodeDecodeError):
-            return []
+        return _text(self._history).split()
 
     def _hash(self, text: bytes) -> str:
         """Raises ProgramError, and says it."""
@@ -150,6 +166,14 @@ class Programs:
     def _remember(self, hashes: list[str]) -> None:
         history = [each for each in self._hashes() if each not in hashes] + [each for each in hashes if each]
         replace(self._history, "\n".join(history[-_REMEMBERED:]).encode(), PRIVATE)
+
+
+def _text(path: Path) -> str:
+    """Empty if it cannot be read."""
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def _hash(text: bytes) -> str:

@@ -58,7 +58,7 @@ _RECENT: Final = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command line says. ``program``: the mounted file. ``files``: folder for file sinks."""
+    """What the command line says. ``program``: the mounted file. ``files``: folder for file sinks. ``pod``: its UID."""
 
     program: Path
     journal: Path
@@ -68,6 +68,7 @@ class Options:
     receiver: str
     files: Path
     claims: Path = Path(CLAIMS_DIRECTORY)
+    pod: str = ""
 
 
 class StartError(Exception):
@@ -88,7 +89,7 @@ class Receiver:
         self.duplicates = Duplicates()
         self.intake = Intake(self.journal, self.quarantine, self.metrics, self.duplicates)
         self.running.when_changed = self.intake.forget
-        self.programs = Programs(options.program, options.journal, self.running)
+        self.programs = Programs(options.program, options.journal, self.running, options.pod)
         self.certificates = Certificates(options.certificates)
         self.clients = Clients(options.program.with_name(CLIENTS_FILE))
         parts = Parts(self.intake, self.running, self.programs, self.certificates, self.clients, self.metrics)

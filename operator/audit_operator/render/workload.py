@@ -382,6 +382,7 @@ def _container(receiver: "Receiver", world: "World", claims: list[str]) -> Objec
             "--certificates=/etc/audit-operator/tls",
             f"--metrics=0.0.0.0:{_METRICS_PORT}",
         ],
+        "env": [{"name": "POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}}],
         "ports": [
             {"name": "https", "containerPort": receiver.port, "protocol": "TCP"},
             {"name": "metrics", "containerPort": _METRICS_PORT, "protocol": "TCP"},
