@@ -242,8 +242,7 @@ def test_draining_nodes_never_takes_the_last_receiver(audited: Audited) -> None:
         for name in names:
             audited.kubectl("uncordon", name)
         audited.wait_for_pods("receiver")
-    # Not exactly: twice a sink had one request more here, when a policy had been removed a minute before. Why is open.
-    assert audited.held_to_explain(since, exactly=False) > 100
+    assert audited.held_to_explain(since) > 100
 
 
 def test_a_node_whose_power_is_cut_takes_no_event_along(audited: Audited) -> None:
