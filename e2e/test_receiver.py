@@ -108,9 +108,10 @@ class Receiver:
             eventually(lambda sink=sink, events=events: events.keys() <= {*map(name_of, self.sink(sink))}, 60)  # type: ignore[misc]
 
     def sink(self, name: str) -> list[dict[str, Any]]:
-        """What the file has."""
+        """What the file has, but for a line that is being written."""
         path = self._folder / "state" / "files" / f"{name}.log"
-        return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith(b"\n")]
 
 
 def complete(log: Path) -> list[bytes]:
