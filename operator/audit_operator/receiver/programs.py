@@ -103,7 +103,8 @@ class Programs:
             if hash_ != self.state.hash and not (late and self.state.hash):
                 await self._apply(text, "file")
             if self._in_new_pod:
-                with contextlib.suppress(OSError):  # the next look says it again
+                self._in_new_pod = False
+                with contextlib.suppress(OSError):  # the next start says it again
                     replace(self._pushed, text, PRIVATE)
                     replace(self._history, b"", PRIVATE)
                     self._know_pod()
@@ -117,6 +118,7 @@ class Programs:
             await self._apply(text, "pushed")
             self._keep(text, before)
             if self._in_new_pod:
+                self._in_new_pod = False  # what was pushed now is newer than the file, whatever the disk says
                 self._know_pod()
 
     async def _apply(self, text: bytes, source: str) -> None:
@@ -140,9 +142,8 @@ class Programs:
         raise ProgramError(why)
 
     def _know_pod(self) -> None:
-        """Last: until then this counts as the beginning of the pod."""
+        """Last: what ends before this begins again as a new pod."""
         replace(self._known_pod, self._pod.encode(), PRIVATE)
-        self._in_new_pod = False
 
     def _hashes(self) -> list[str]:
         return _text(self._history).split()
